@@ -1,0 +1,50 @@
+# Everything a user or CI runs. `make` alone lists it; scripts/setup.sh installs what a command needs, once.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help build setup demo test check test-slow test-interop bench clean
+
+TARGET ?= x86-cpu
+PY := .venv/bin/python
+# The build of ONNX Runtime that the target's file asks for; TARGET is a shipped name or a YAML file.
+RUNTIME := $(if $(shell grep -s '^execution_provider: CUDA' $(wildcard targets/$(TARGET).yaml $(TARGET)) /dev/null),onnx-gpu,onnx)
+BENCHMARKS := $(patsubst benchmarks/%.py,%,$(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
+
+help:  ## List the commands and their variables
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-13s %s\n", $$1, $$2} /^## /{print substr($$0, 4)}' $(MAKEFILE_LIST)
+
+build:  ## Build TARGET's model: sets itself up, then prunes, exports and validates
+	@scripts/setup.sh torch $(RUNTIME) demo
+	.venv/bin/sieve-edge build --target $(TARGET) $(ARGS)
+
+setup:  ## Install everything that building and testing need into .venv
+	@scripts/setup.sh dev torch $(RUNTIME) demo
+
+demo:  ## Install the demo's model and data (a second time nothing)
+	@scripts/setup.sh demo
+
+test: check  ## Run every check and test (what CI runs); ARGS go to pytest
+	$(PY) -m pytest -m "not slow" $(ARGS)
+
+check: setup  ## Run the static checks only: format, lint, types, imports, docstrings
+	.venv/bin/ruff format --check . && .venv/bin/ruff check .
+	$(PY) -m mypy && .venv/bin/lint-imports && .venv/bin/pydoclint -q sieve_edge benchmarks
+
+test-slow: setup  ## Run the tests that take minutes each
+	$(PY) -m pytest -m slow $(ARGS)
+
+test-interop: setup  ## Load the exported folder with other libraries, in environments of their own
+	$(PY) tests/interop/check_interop.py $(ARGS)
+
+bench: setup  ## Run every benchmark in its short form; results in benchmarks/results
+	set -e; for name in $(BENCHMARKS); do $(PY) -m benchmarks.$$name --quick; done
+
+clean:  ## Remove the environment and caches; runs/ stays
+	rm -rf .venv build dist *.egg-info .*_cache .hypothesis
+
+##
+## TARGET=NAME       shipped target or YAML file (default: x86-cpu)
+## ARGS='...'        more arguments for the command, e.g. ARGS='--set tolerance=0.02'
+## PYTHON=PATH       interpreter that .venv is made with (default: python3.11, else python3)
+## TORCH_INDEX=URL   package index to take torch from. On x86_64 Linux the default index serves torch for CUDA, several
+##                   GB: without an NVIDIA GPU give the index of PyTorch's CPU builds, which PyTorch's
+##                   "Start locally" page names.

@@ -1,0 +1,30 @@
+"""Prune a language model to what one task needs, for one device, and prove it there.
+
+The pipeline is the table below: every verb is a module or package of the same name, a
+command, and a folder of a run. Importing this package imports nothing heavy.
+"""
+
+from typing import NamedTuple
+
+__version__ = "0.1.0"
+
+
+class Stage(NamedTuple):
+    """One row of the stage table."""
+
+    verb: str
+    reads: tuple[str, ...]
+    writes: str
+    schema: int
+    shared: bool
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage("calibrate", (), "Gram matrices, Fisher matrices and the dense model's scores", 1, True),
+    Stage("learn", ("calibrate",), "projection bank", 1, True),
+    Stage("search", ("calibrate", "learn"), "pruning plan", 1, False),
+    Stage("fuse", ("calibrate", "learn", "search"), "Hugging Face checkpoint", 1, False),
+    Stage("export", ("calibrate", "fuse"), "deployable folder, dense and pruned", 1, False),
+    Stage("validate", ("search", "fuse", "export"), "report", 1, False),
+)
+"""Stages in order. ``shared`` stages do not depend on the target and are content-addressed."""

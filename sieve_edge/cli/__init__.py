@@ -1,0 +1,58 @@
+"""The command line: ``sieve-edge``. Maps errors to exit codes, in one place."""
+
+import errno
+import sys
+from typing import Any
+
+import click
+
+from sieve_edge import __version__
+from sieve_edge.cli.doctor import doctor
+from sieve_edge.cli.show import targets, tasks
+from sieve_edge.cli.stages import build, stage_commands
+from sieve_edge.errors import SieveError
+
+INTERRUPTED = 130
+
+
+class SieveGroup(click.Group):
+    """A group whose commands end in one clear line when a user can fix what is wrong."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command.
+
+        Args:
+            ctx: Click's context.
+
+        Returns:
+            What the command returned.
+        """
+        try:
+            return super().invoke(ctx)
+        except SieveError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("interrupted: finished work is kept, and the same command goes on from there", err=True)
+            ctx.exit(INTERRUPTED)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            click.echo(f"error: the disk is full ({error.filename or 'writing an artifact'}); finished stages are kept", err=True)
+            ctx.exit(SieveError.exit_code)
+
+
+@click.group(cls=SieveGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__)
+def cli() -> None:
+    """Prune a language model to what one task needs, for one device, and prove it there."""
+
+
+for command in (build, *stage_commands(), doctor, targets, tasks):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run ``sieve-edge``."""
+    cli(prog_name="sieve-edge")
+    sys.exit(0)

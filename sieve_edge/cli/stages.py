@@ -1,0 +1,106 @@
+"""``sieve-edge build``, and one command for each stage: the pipeline up to there."""
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from sieve_edge import STAGES
+from sieve_edge.errors import LimitMissed
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_OPTIONS = (
+    click.option("--target", required=True, metavar="NAME_OR_YAML", help="Device: a shipped name or a YAML file."),
+    click.option(
+        "--model",
+        metavar="MODEL",
+        help="Directory, GGUF file, package:NAME/FILE or hf:ORGANISATION/NAME; default: the target's.",
+    ),
+    click.option("--task", metavar="NAME_OR_YAML", help="Task: a shipped name or a YAML file; default: the target's."),
+    click.option(
+        "--run-dir",
+        type=click.Path(file_okay=False, path_type=Path),
+        help="Folder of the run; default: runs/MODEL-TASK-TARGET. Artifacts that runs share lie beside it, in shared/.",
+    ),
+    click.option(
+        "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Recipe setting, e.g. --set tolerance=0.02."
+    ),
+)
+
+
+def _with_options(function: Command) -> Command:
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+@click.command()
+@_with_options
+def build(**options: Any) -> None:
+    """Run every stage: model + task + target -> validated artifact and report.
+
+    The last line of standard output is the result, one JSON document. Exit code 4 says that a limit was missed.
+    """
+    from sieve_edge.report import finish  # noqa: PLC0415 (--help must stay light)
+
+    run, manifests = _run(until=STAGES[-1].verb, **options)
+    result = finish(run.root, manifests, _command(options))
+    run.progress.say(f"report: {result['report']}")
+    click.echo(json.dumps(result, separators=(",", ":")))
+    missed = [check for check in result["checks"] if not check["passed"]]
+    if missed:
+        told = ", ".join(f"{item['name']} {item['measured']:.4g} > {item['limit']:.4g} {item['unit']}" for item in missed)
+        raise LimitMissed(f"{run.target.name}: {told}; the artifact and its report are kept in {run.root}")
+
+
+def stage_commands() -> list[click.Command]:
+    """Make one command for each stage.
+
+    Returns:
+        Commands named after the stages.
+    """
+    return [_stage_command(stage.verb, stage.writes) for stage in STAGES]
+
+
+def _stage_command(verb: str, writes: str) -> click.Command:
+    @click.command(name=verb, help=f"Run the pipeline up to {verb}: {writes}.")
+    @_with_options
+    def command(**options: Any) -> None:
+        run, manifests = _run(until=verb, **options)
+        manifest = manifests[verb]
+        summary = {"stage": verb, "folder": str(run.folder(verb)), "key": manifest.key, "metrics": manifest.metrics}
+        click.echo(json.dumps(summary, separators=(",", ":")))
+
+    return command
+
+
+def _run(
+    until: str, target: str, model: str | None, task: str | None, run_dir: Path | None, settings: tuple[str, ...]
+) -> Any:
+    from sieve_edge.model.source import find_model  # noqa: PLC0415
+    from sieve_edge.pipeline import build as build_stages  # noqa: PLC0415
+    from sieve_edge.progress import Progress  # noqa: PLC0415
+    from sieve_edge.resolve import load_recipe, load_target, load_task  # noqa: PLC0415
+    from sieve_edge.stages import Run  # noqa: PLC0415
+
+    the_target = load_target(target)
+    the_task = load_task(task or the_target.task)
+    recipe = load_recipe(settings)
+    source = find_model(model or the_target.model)
+    root = run_dir or Path("runs") / f"{source.name}-{the_task.name}-{the_target.name}"
+    run = Run(source, the_task, the_target, recipe, root, Progress())
+    return run, build_stages(run, until)
+
+
+def _command(options: dict[str, Any]) -> str:
+    words = ["sieve-edge", "build"]
+    for name in ("target", "model", "task", "run_dir"):
+        if options[name] is not None:
+            words += [f"--{name.replace('_', '-')}", str(options[name])]
+    for setting in options["settings"]:
+        words += ["--set", setting]
+    return shlex.join(words)

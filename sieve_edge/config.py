@@ -1,0 +1,192 @@
+"""What a user configures: Target, Task and Recipe, strict and checked before anything expensive.
+
+Every field's description is the reference for the YAML files and for ``--set``.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+class Strict(BaseModel):
+    """Base of all configuration: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Limits(Strict):
+    """What the artifact must meet on the device; a limit that is left out is not checked."""
+
+    time_per_answer_ms: PositiveFloat | None = Field(
+        None, description="Median milliseconds for one answer at the workload's prompt and answer lengths."
+    )
+    time_to_first_token_ms: PositiveFloat | None = Field(
+        None, description="Median milliseconds from a prompt of the workload's length to its first token."
+    )
+    time_per_token_p95_ms: PositiveFloat | None = Field(
+        None, description="95th percentile of milliseconds for one decode step."
+    )
+    peak_memory_mib: PositiveFloat | None = Field(
+        None, description="Peak resident memory, in MiB, of a fresh process that answers one prompt."
+    )
+    file_size_mib: PositiveFloat | None = Field(None, description="Size of the artifact's weights and graph, in MiB.")
+
+
+class Workload(Strict):
+    """The lengths that are timed."""
+
+    prompt_tokens: PositiveInt | None = Field(
+        None, description="Prompt length in tokens; left out, the median of the task's test prompts."
+    )
+    decode_tokens: PositiveInt = Field(
+        32, description="Tokens decoded one by one after the prompt, for the time per token."
+    )
+    repeats: Annotated[int, Field(ge=3)] = Field(
+        30, description="Interleaved repeats of each timing, dense and pruned in turn."
+    )
+
+
+class Target(Strict):
+    """One device: what runs there, how, and what it must meet."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")] = Field(description="Name of the target.")
+    description: str = Field(description="One line that says which device this is.")
+    format: Literal["onnx"] = Field(description="File format of the artifact.")
+    runtime: Literal["onnxruntime"] = Field(description="Runtime that loads the artifact on the device.")
+    execution_provider: Literal["CPUExecutionProvider", "CUDAExecutionProvider"] = Field(
+        "CPUExecutionProvider", description="ONNX Runtime execution provider; another one at run time is an error."
+    )
+    threads: PositiveInt = Field(description="Threads that the runtime may use, a count.")
+    storage: Literal["pair", "pivoted"] = Field(
+        "pivoted",
+        description="How a factored matrix is stored: two factors (pair), or less what pivots make known.",
+    )
+    rank_multiple: PositiveInt = Field(description="Ranks are rounded down to a multiple of this.")
+    rank_multiple_reason: str = Field(description="Why this multiple suits the device.")
+    workload: Workload = Field(default_factory=Workload, description="The lengths that are timed.")
+    limits: Limits = Field(default_factory=Limits, description="What the artifact must meet.")
+    model: str = Field(description="Default model: a directory, a GGUF file, package:PATH or hf:ID.")
+    task: str = Field(description="Default task: a shipped name or a YAML file.")
+
+
+class Source(Strict):
+    """A table with a text column and a label column."""
+
+    path: str = Field(description="file:PATH or package:IMPORT_NAME/PATH of a CSV with a header, UTF-8.")
+    text: str = Field("text", description="Column that holds the text.")
+    label: str = Field("label", description="Column that holds the label.")
+    where: dict[str, str] = Field(default_factory=dict, description="Keep only rows whose columns have these values.")
+    max_words: PositiveInt | None = Field(None, description="Cut the text to this many words.")
+
+    @field_validator("path")
+    @classmethod
+    def _known_scheme(cls, value: str) -> str:
+        if not value.startswith(("file:", "package:")):
+            raise ValueError(f"'{value}' must start with file: or package:")
+        return value
+
+
+class Splits(Strict):
+    """How many examples each split takes; splits are disjoint by text."""
+
+    calibration: PositiveInt = Field(description="Examples that calibrate may read.")
+    selection: Annotated[int, Field(ge=20)] = Field(description="Examples that the search scores on.")
+    test: Annotated[int, Field(ge=20)] = Field(description="Examples of the final score, never seen by the search.")
+    transfer: Annotated[int, Field(ge=20)] = Field(
+        description="Examples of the same task from another source, never seen by the search."
+    )
+
+
+class Task(Strict):
+    """A classification task: where its examples are, and how the model is asked."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")] = Field(description="Name of the task.")
+    description: str = Field(description="One line that says what the task is.")
+    source: Source = Field(description="Examples of the calibration, selection and test splits.")
+    transfer: Source = Field(description="Examples of the transfer set.")
+    prompt: str = Field(description="Prompt; {text} is replaced by the example's text.")
+    labels: dict[str, str] = Field(
+        description="Value of the label column -> the answer that the model gives, with its leading space."
+    )
+    splits: Splits = Field(description="Sizes of the splits.")
+    metric: Literal["balanced_accuracy"] = Field("balanced_accuracy", description="Score: mean recall over labels.")
+    max_new_tokens: PositiveInt = Field(1, description="Tokens of the model's own answer that calibrate runs over.")
+
+    @model_validator(mode="after")
+    def _usable(self) -> "Task":
+        problems = []
+        if self.prompt.count("{text}") != 1:
+            problems.append(f"prompt: contains {{text}} {self.prompt.count('{text}')} times, must be once")
+        if len(self.labels) < 2:
+            problems.append(f"labels: {len(self.labels)} given, at least 2 are needed")
+        if len(set(self.labels.values())) != len(self.labels) or not all(self.labels.values()):
+            problems.append("labels: answers must be distinct and not empty")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+class LearnRecipe(Strict):
+    """How projections are found."""
+
+    method: Literal["closed_form", "gradient", "weight_svd", "input_pca"] = Field(
+        "closed_form",
+        description="closed_form is optimal, gradient the paper's; weight_svd (LASER), input_pca (SliceGPT) compare.",
+    )
+    output_metric: Literal["fisher", "identity"] = Field(
+        "fisher", description="Metric of the output error: Fisher information of the answer, or plain least squares."
+    )
+    fisher_prompts: PositiveInt = Field(256, description="Prompts with one backward pass each for the Fisher metric.")
+    fisher_damping: Annotated[float, Field(gt=0.0)] = Field(
+        0.3, description="Identity added to the Fisher matrix, as a fraction of its mean eigenvalue."
+    )
+    relative_cut: Annotated[float, Field(gt=0.0, lt=1e-3)] = Field(
+        1e-12, description="Eigenvalues of a Gram matrix below this fraction of the largest count as zero."
+    )
+    gradient_steps: PositiveInt = Field(300, description="Steps of Adam for one (matrix, rank) of the gradient method.")
+
+
+class SearchRecipe(Strict):
+    """How the pruning plan is found."""
+
+    strategy: Literal["uniform"] = Field("uniform", description="uniform: bisection on one factor for all matrices.")
+    resolution: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        0.05, description="How closely the uniform strategy finds its factor, between two levels of the grid."
+    )
+    batch_tokens: PositiveInt = Field(
+        1024, description="Padded tokens scored in one batch; fixed, so that scores do not depend on the machine."
+    )
+
+
+class Recipe(Strict):
+    """Everything that is not the model, the task or the target."""
+
+    tolerance: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        0.05, description="Allowed relative loss of the task's score; the paper uses 0.01 to 0.05."
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of the splits and of every random choice.")
+    threads: PositiveInt = Field(
+        2, description="Torch threads of calibrate, learn, search and fuse; recorded, since sums depend on it."
+    )
+    device: str = Field("cpu", description="Torch device of calibrate, learn, search and fuse.")
+    calibration_tokens: Annotated[int, Field(ge=1)] = Field(
+        20_000,
+        description="Tokens of prompts and answers that the statistics are gathered over; the paper uses 200000.",
+    )
+    grid: tuple[Fraction, ...] = Field(
+        (1.0, 0.9, 0.75, 0.6, 0.5, 0.35, 0.25, 0.2, 0.1, 0.05),
+        description="Pruning factors that the search may choose from (LLM-Sieve, section 4.2.2).",
+    )
+    learn: LearnRecipe = Field(default_factory=LearnRecipe, description="How projections are found.")
+    search: SearchRecipe = Field(default_factory=SearchRecipe, description="How the plan is found.")
+
+    @field_validator("grid")
+    @classmethod
+    def _falling_from_one(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if len(value) < 2 or value[0] != 1.0 or list(value) != sorted(set(value), reverse=True):
+            raise ValueError("must start at 1.0 and fall strictly")
+        return value

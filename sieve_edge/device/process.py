@@ -1,0 +1,72 @@
+"""The parent's side of the worker: starts it, passes progress on, and brings its errors back."""
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from typing import IO, Any
+
+from sieve_edge.errors import ArtifactError, EnvironmentMissing, SieveError
+from sieve_edge.protocols import Progress
+
+_ERRORS: dict[int, type[SieveError]] = {EnvironmentMissing.exit_code: EnvironmentMissing}
+
+
+def run_worker(job: Mapping[str, Any], progress: Progress | None = None) -> dict[str, Any]:
+    """Do one job in a fresh process; may be interrupted, which ends that process too.
+
+    Args:
+        job: The job, see ``sieve_edge.device.worker``; JSON-compatible.
+        progress: Told of each unit that the worker finishes.
+
+    Returns:
+        The worker's result.
+    """
+    # Files, not pipes, for what may be larger than a pipe's buffer: nobody waits for anybody.
+    with tempfile.TemporaryFile("w+") as job_file, tempfile.TemporaryFile("w+") as result_file:
+        job_file.write(json.dumps(job))
+        job_file.seek(0)
+        command = [sys.executable, "-m", "sieve_edge.device.worker"]
+        with subprocess.Popen(
+            command, stdin=job_file, stdout=result_file, stderr=subprocess.PIPE, text=True, errors="replace"
+        ) as process:
+            try:
+                last_line = _follow(process.stderr, progress)
+                code = process.wait()
+            finally:
+                process.kill()
+        result_file.seek(0)
+        return _result(job, result_file.read(), code, last_line)
+
+
+def _follow(stream: IO[str] | None, progress: Progress | None) -> str:
+    done = 0
+    last_line = ""
+    for line in stream or ():
+        try:
+            finished = json.loads(line)["done"]
+        except (ValueError, TypeError, KeyError):
+            last_line = line.strip() or last_line
+            continue
+        if progress:
+            progress(finished - done)
+        done = finished
+    return last_line
+
+
+def _result(job: Mapping[str, Any], output: str, code: int, last_line: str) -> dict[str, Any]:
+    lines = output.splitlines()
+    try:
+        result = json.loads(lines[-1] if lines else "")
+    except ValueError:
+        result = None
+    if isinstance(result, dict) and "error" in result:
+        raise _ERRORS.get(result["exit_code"], SieveError)(result["error"])
+    if code == 0 and isinstance(result, dict):
+        return result
+    how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit {code}"
+    hint = "; out of memory?" if code == -signal.SIGKILL else ""
+    where = job.get("folder") or job.get("folders")
+    raise ArtifactError(f"worker for '{job.get('job')}' of {where} died ({how}{hint}): {last_line or 'no message'}")

@@ -1,0 +1,181 @@
+"""The worker process: ``python -m sieve_edge.device.worker`` does one job in a fresh process, without torch.
+
+It reads one JSON job from standard input and writes one JSON result as the last line of standard output. On
+standard error it reports progress, one ``{"done": n, "total": m}`` a line. An error that a user can fix comes back
+as ``{"error": message, "exit_code": n}``.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field, TypeAdapter, ValidationError
+
+from sieve_edge.config import PositiveInt, Strict
+from sieve_edge.device.reference import REFERENCE, max_reference_difference
+from sieve_edge.device.runtimes import OrtTextModel
+from sieve_edge.device.timing import time_models, timed_decode, timed_prefill
+from sieve_edge.errors import ArtifactError, ConfigError, EnvironmentMissing, SieveError
+from sieve_edge.protocols import Progress
+from sieve_edge.task.evaluate import label_log_likelihoods
+
+STATUS = Path("/proc/self/status")
+Tokens = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+
+
+class _Job(Strict):
+    threads: PositiveInt
+    provider: str
+
+
+class ScoreJob(_Job):
+    """Score every label of every prompt."""
+
+    job: Literal["score"]
+    folder: Path
+    prompts: Annotated[list[Tokens], Field(min_length=1)]
+    answers: Annotated[list[Tokens], Field(min_length=1)]
+    batch_tokens: PositiveInt
+
+
+class TimeJob(_Job):
+    """Time several folders against each other; ratios are to the first."""
+
+    job: Literal["time"]
+    folders: Annotated[dict[str, Path], Field(min_length=1)]
+    prompt: Tokens
+    answer_tokens: PositiveInt
+    decode_tokens: PositiveInt
+    repeats: PositiveInt
+    seed: int
+
+
+class MemoryJob(_Job):
+    """Answer one prompt and say how much memory that took."""
+
+    job: Literal["memory"]
+    folder: Path
+    prompt: Tokens
+    answer_tokens: PositiveInt
+
+
+class ReferenceJob(_Job):
+    """Compare with the inputs and logits that the export stored."""
+
+    job: Literal["reference"]
+    folder: Path
+
+
+Job = Annotated[ScoreJob | TimeJob | MemoryJob | ReferenceJob, Field(discriminator="job")]
+
+
+def main() -> int:
+    """Do the job on standard input.
+
+    Returns:
+        Exit code: 0, or that of the error.
+    """
+    code = 0
+    try:
+        result = do_job(sys.stdin.read())
+    except SieveError as error:
+        result = {"error": str(error), "exit_code": error.exit_code}
+        code = error.exit_code
+    sys.stdout.write(json.dumps(result) + "\n")
+    return code
+
+
+def do_job(text: str) -> dict[str, Any]:
+    """Do one job.
+
+    Args:
+        text: The job, JSON.
+
+    Returns:
+        Its result, JSON-compatible.
+
+    Raises:
+        ConfigError: If the job is not one; all problems at once.
+    """
+    try:
+        job: Any = TypeAdapter(Job).validate_json(text)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, item['loc']))} {item['msg']}".strip() for item in error.errors()]
+        raise ConfigError("worker job", problems) from error
+    jobs: dict[str, Callable[[Any], dict[str, Any]]] = {
+        "score": _score,
+        "time": _time,
+        "memory": _memory,
+        "reference": _reference,
+    }
+    return jobs[job.job](job)
+
+
+def _score(job: ScoreJob) -> dict[str, Any]:
+    model = OrtTextModel(job.folder, job.threads, job.provider)
+    scores_NK = label_log_likelihoods(model, job.prompts, job.answers, job.batch_tokens, _reporter(len(job.prompts)))
+    broken = int((~np.isfinite(scores_NK)).sum())
+    if broken:
+        raise ArtifactError(f"{job.folder}: {broken} of {scores_NK.size} label scores are not finite")
+    return {"scores": scores_NK.tolist()}
+
+
+def _time(job: TimeJob) -> dict[str, Any]:
+    models = {name: OrtTextModel(folder, job.threads, job.provider) for name, folder in job.folders.items()}
+    timings = time_models(
+        models,
+        job.prompt,
+        job.answer_tokens,
+        job.decode_tokens,
+        job.repeats,
+        np.random.default_rng(job.seed),
+        _reporter(job.repeats),
+    )
+    return {name: asdict(timing) for name, timing in timings.items()}
+
+
+def _memory(job: MemoryJob) -> dict[str, Any]:
+    baseline_mib = _memory_mib("VmRSS")
+    model = OrtTextModel(job.folder, job.threads, job.provider)
+    _, token, past = timed_prefill(model, job.prompt)
+    timed_decode(model, token, past, len(job.prompt), job.answer_tokens - 1)
+    _reporter(1)(1)
+    return {"peak_mib": _memory_mib("VmHWM"), "baseline_mib": baseline_mib}
+
+
+def _reference(job: ReferenceJob) -> dict[str, Any]:
+    model = OrtTextModel(job.folder, job.threads, job.provider)
+    difference = max_reference_difference(model, job.folder / REFERENCE)
+    if not np.isfinite(difference):
+        raise ArtifactError(f"{job.folder}: a logit of the reference inputs is not finite")
+    _reporter(1)(1)
+    return {"max_difference": difference}
+
+
+def _memory_mib(name: str) -> float:
+    # Not ru_maxrss: that one starts at the peak of the process that started this one.
+    lines = STATUS.read_text(encoding="ascii").splitlines() if STATUS.is_file() else []
+    for line in lines:
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) / 1024
+    raise EnvironmentMissing(f"{STATUS} has no {name}; peak memory can be measured on Linux only")
+
+
+def _reporter(total: int) -> Progress:
+    done = 0
+
+    def report(units: int) -> None:
+        nonlocal done
+        done += units
+        sys.stderr.write(json.dumps({"done": done, "total": total}) + "\n")
+        sys.stderr.flush()
+
+    return report
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""Writes a model's parameters beside its graph, each once, and accounts for every one of them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto, external_data_helper
+from torch import Tensor, nn
+
+from sieve_edge.artifacts import disk_errors
+from sieve_edge.errors import ArtifactError
+
+GRAPH = "model.onnx"
+DATA = "model.onnx.data"
+TRANSPOSED = ".transposed"
+_ALIGNMENT_BYTES = 64
+
+
+def parameters_of(model: nn.Module) -> dict[str, Tensor]:
+    """List what has to be stored.
+
+    Args:
+        model: Any model.
+
+    Returns:
+        Name -> parameter; tied ones once, under their first name.
+    """
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def write_weights_(
+    proto: onnx.ModelProto, parameters: Mapping[str, Tensor], transposed: set[str], folder: Path
+) -> None:
+    """Write parameters to one data file, turn the graph's inputs of their names into initializers, and write the graph.
+
+    Weights are copied one by one, so memory does not grow with the model and no protobuf reaches its limit of 2 GiB.
+
+    Args:
+        proto: Model whose graph has parameters as inputs; changed in place.
+        parameters: As from ``parameters_of``.
+        transposed: Weights stored as (I, O), under their name with ``.transposed``.
+        folder: Folder that gets ``model.onnx`` and ``model.onnx.data``.
+    """
+    graph = proto.graph
+    used = {name for node in graph.node for name in node.input}
+    inputs = [value for value in graph.input if value.name not in parameters]
+    stored = [value.name for value in graph.input if value.name in parameters and value.name in used]
+    del graph.input[:]
+    graph.input.extend(inputs)
+    renamed = {name: name + TRANSPOSED for name in transposed}
+    with disk_errors(folder / DATA), (folder / DATA).open("wb") as file:
+        for name in stored:
+            tensor = parameters[name].T if name in transposed else parameters[name]
+            file.write(b"\0" * (-file.tell() % _ALIGNMENT_BYTES))
+            graph.initializer.append(_external(renamed.get(name, name), tensor, file.tell()))
+            file.write(tensor.contiguous().numpy().data)
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = renamed.get(name, name)
+    with disk_errors(folder / GRAPH):
+        (folder / GRAPH).write_bytes(proto.SerializeToString())
+
+
+def account(folder: Path, parameters: Mapping[str, Tensor]) -> None:
+    """Check that a written file holds every parameter once, by name, shape and type, and nothing else.
+
+    Args:
+        folder: Folder with ``model.onnx`` and ``model.onnx.data``.
+        parameters: As from ``parameters_of``.
+
+    Raises:
+        ArtifactError: If a tensor is missing, is left over, or has another shape, type or place.
+    """
+    path = folder / GRAPH
+    graph = onnx.load(path, load_external_data=False).graph
+    size = (folder / DATA).stat().st_size
+    stored = {}
+    for tensor in graph.initializer:
+        if tensor.data_location != TensorProto.EXTERNAL:
+            continue
+        name, dims = tensor.name, list(tensor.dims)
+        if name.endswith(TRANSPOSED) and name not in parameters:
+            name, dims = name.removesuffix(TRANSPOSED), dims[::-1]
+        if name in stored:
+            raise ArtifactError(f"{path}: weight {name} is stored twice")
+        place = external_data_helper.ExternalDataInfo(tensor)
+        stored[name] = (dims, tensor.data_type, place.length)
+        if place.location != DATA or place.offset + place.length > size:
+            raise ArtifactError(f"{path}: weight {name} lies outside {DATA} ({size} bytes)")
+    wanted = {
+        name: (list(parameter.shape), TensorProto.FLOAT, 4 * parameter.numel())
+        for name, parameter in parameters.items()
+    }
+    problems = [f"{name} is missing" for name in wanted if name not in stored]
+    problems += [f"{name} is left over" for name in stored if name not in wanted]
+    problems += [
+        f"{name} is {stored[name]} instead of {wanted[name]}"
+        for name in wanted
+        if name in stored and stored[name] != wanted[name]
+    ]
+    if problems:
+        raise ArtifactError(f"{path}: {len(problems)} weights are not accounted for: {'; '.join(problems[:5])}")
+
+
+def _external(name: str, tensor: Tensor, offset: int) -> TensorProto:
+    proto = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=tensor.shape)
+    proto.data_location = TensorProto.EXTERNAL
+    place = {"location": DATA, "offset": offset, "length": tensor.numel() * tensor.element_size()}
+    for key, value in place.items():
+        proto.external_data.add(key=key, value=str(value))
+    return proto

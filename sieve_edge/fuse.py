@@ -1,0 +1,216 @@
+"""Stage 4: a Hugging Face checkpoint with factored linears, scored again."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from sieve_edge.artifacts import MatrixSpec, PruningPlan, disk_errors, write_json
+from sieve_edge.config import Recipe, Task
+from sieve_edge.errors import ArtifactError
+from sieve_edge.model.bank import ProjectionBank
+from sieve_edge.model.factored import FactoredLinear, factored_params, install_
+from sieve_edge.model.flat import TorchTextModel, flat_forward
+from sieve_edge.model.hf import write_sieve_config
+from sieve_edge.model.load import LoadedModel, shared_copy
+from sieve_edge.model.matrices import count_params, linear_params, stacked_bias
+from sieve_edge.model.pivots import pivot
+from sieve_edge.model.statistics import narrow_side
+from sieve_edge.progress import Progress
+from sieve_edge.protocols import Float64
+from sieve_edge.task.evaluate import fit_prior, label_log_likelihoods, measure
+from sieve_edge.task.examples import Example
+
+
+def fuse(
+    loaded: LoadedModel,
+    bank: ProjectionBank,
+    plan: PruningPlan,
+    dense_scores_NK: Float64,
+    task: Task,
+    selection: Sequence[Example],
+    recipe: Recipe,
+    out: Path,
+    progress: Progress,
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Put the planned factors into the model, save it, reload it, compare, and score it again.
+
+    Reads the model, the bank and the plan; writes a checkpoint (safetensors and JSON) and ``sieve_edge.json``, what
+    a runtime needs beside the weights, to ``out``. Starts over when interrupted. Costs one pass over the selection
+    split.
+
+    Args:
+        loaded: Dense model.
+        bank: Its projections.
+        plan: Rank of each matrix.
+        dense_scores_NK: The dense model's label log-likelihoods on the selection split.
+        task: The task.
+        selection: Examples that the priors are fitted on.
+        recipe: Batch size, device.
+        out: Work folder.
+        progress: Where progress is shown.
+
+    Returns:
+        ``(metrics, fallbacks)`` for the manifest.
+    """
+    model = shared_copy(loaded.model)
+    layout, fallbacks, largest = install_plan_(model, loaded.specs, bank, plan)
+    kept = _check_params(model, loaded, layout)
+    _save(model, loaded.tokenizer, layout, out)
+    _compare_reloaded(model, loaded.encode(selection[0].prompt), out)
+    prompts = [loaded.encode(example.prompt) for example in selection]
+    answers = [loaded.encode(answer, special=False) for answer in task.labels.values()]
+    with progress.task("score the fused model", len(prompts), "prompts") as advance:
+        text_model = TorchTextModel(model, recipe.device)
+        scores_NK = label_log_likelihoods(text_model, prompts, answers, recipe.search.batch_tokens, advance)
+    labels_N = np.array([example.label for example in selection])
+    measured = measure(scores_NK, labels_N)
+    sidecar = {
+        "task": task.name,
+        "prompt": task.prompt,
+        "labels": task.labels,
+        "prior": {
+            "dense": fit_prior(dense_scores_NK, labels_N).tolist(),
+            "pruned": fit_prior(scores_NK, labels_N).tolist(),
+        },
+        "kept_fraction": kept,
+        "selection": {"dense": measure(dense_scores_NK, labels_N)["corrected"], "pruned": measured["corrected"]},
+    }
+    write_json(out / "sieve_edge.json", sidecar)
+    progress.say(f"  the fused model scores {measured['corrected']:.4f} on the selection split")
+    metrics = {"kept_fraction": kept, "selection": measured, "largest_coefficient": largest}
+    return {**metrics, "params": count_params(model)}, tuple(fallbacks)
+
+
+def install_plan_(
+    model: Any, specs: Sequence[MatrixSpec], bank: ProjectionBank, plan: PruningPlan
+) -> tuple[dict[str, Any], list[str], float]:
+    """Put a plan's factors into a dense model, in place.
+
+    Args:
+        model: Dense model.
+        specs: Its matrices.
+        bank: Their projections.
+        plan: Rank of each matrix.
+
+    Returns:
+        ``(layout for the checkpoint's configuration, fallbacks, largest absolute pivot coefficient)``.
+    """
+    layout: dict[str, Any] = {}
+    fallbacks: list[str] = []
+    largest = 0.0
+    for spec in specs:
+        rank = plan.ranks[spec.name]
+        if rank is None:
+            continue
+        bias_O = stacked_bias(model, spec)
+        module, coefficient = factored_matrix(spec, bank, rank, plan.storage, bias_O)
+        if plan.storage == "pivoted" and module.storage == "pair":
+            fallbacks.append(f"{spec.name}: no pivots with small coefficients, stored as a plain pair of rank {rank}")
+        largest = max(largest, coefficient)
+        install_(model, spec.paths, module.to(model.device))
+        layout[spec.name] = layout_entry(spec, module)
+    return layout, fallbacks, largest
+
+
+def factored_matrix(
+    spec: MatrixSpec, bank: ProjectionBank, rank: int, storage: str, bias_O: Tensor | None
+) -> tuple[FactoredLinear, float]:
+    """Make the module of one factored matrix.
+
+    Args:
+        spec: The matrix.
+        bank: Projections.
+        rank: R.
+        storage: ``"pair"`` or ``"pivoted"``.
+        bias_O: Dense bias of the stack, (O,), or None.
+
+    Returns:
+        ``(module, largest absolute pivot coefficient)``; the module is a plain pair where no pivots are usable.
+    """
+    down_RI, up_RO = bank.at(spec.name, rank)
+    side = narrow_side(spec)
+    pivoted = pivot(down_RI, up_RO.T, side) if storage == "pivoted" else None
+    kind, start = ("pair", 0) if pivoted is None else (f"pivoted_{side}", pivoted.start)
+    module = FactoredLinear(spec.in_features, spec.part_features, rank, kind, start, bias=bias_O is not None)
+    tensors: dict[str, Tensor] = {"down.weight": down_RI, "up.weight": up_RO.T}
+    if pivoted is not None:
+        whole = "up.weight" if side == "input" else "down.weight"
+        tensors = {"coef.weight": pivoted.coef, whole: pivoted.other}
+    if bias_O is not None:
+        tensors["bias"] = bias_O
+    module.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    return module.eval().requires_grad_(False), 0.0 if pivoted is None else pivoted.largest
+
+
+def layout_entry(spec: MatrixSpec, module: FactoredLinear) -> dict[str, Any]:
+    """Describe a factored matrix for the checkpoint's configuration.
+
+    Args:
+        spec: The matrix.
+        module: Its module.
+
+    Returns:
+        ``paths`` and the arguments of ``FactoredLinear``.
+    """
+    return {
+        "paths": list(spec.paths),
+        "in_features": module.in_features,
+        "part_features": list(module.part_features),
+        "rank": module.rank,
+        "storage": module.storage,
+        "pivot_start": module.pivot_start,
+        "bias": module.bias is not None,
+    }
+
+
+def load_fused(folder: Path, device: str) -> Any:
+    """Load a checkpoint that fuse wrote.
+
+    Args:
+        folder: Checkpoint folder.
+        device: Torch device.
+
+    Returns:
+        transformers model of the base family, float32, in evaluation mode.
+    """
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    return model.to(device).eval().requires_grad_(False)
+
+
+def _check_params(model: Any, loaded: LoadedModel, layout: dict[str, Any]) -> dict[str, float]:
+    """Compare the parameters that are there with the formula's, and say which fractions are kept."""
+    linears = linear_params(loaded.specs)
+    kept = 0
+    for spec in loaded.specs:
+        entry = layout.get(spec.name)
+        storage = "pair" if entry is None or entry["storage"] == "pair" else "pivoted"
+        kept += spec.params if entry is None else factored_params(entry["rank"], spec.out_features, spec.in_features, storage)
+    dense, counted = count_params(loaded.model), count_params(model)
+    if counted != dense - linears + kept:
+        raise ArtifactError(f"the fused model holds {counted} parameters, the formula gives {dense - linears + kept}")
+    return {"linears": kept / linears, "model": counted / dense}
+
+
+def _save(model: Any, tokenizer: Any, layout: dict[str, Any], out: Path) -> None:
+    with disk_errors(out):
+        state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+        model.save_pretrained(out, state_dict=state, safe_serialization=True)
+        write_sieve_config(model, layout, out)
+        tokenizer.save_pretrained(out)
+
+
+@torch.inference_mode()
+def _compare_reloaded(model: Any, prompt: list[int], out: Path) -> None:
+    reloaded = load_fused(out, str(model.device))
+    ids_1T = torch.tensor([prompt], device=model.device)
+    mask_1T, positions_1T = torch.ones_like(ids_1T), torch.arange(ids_1T.shape[1], device=model.device)[None]
+    ours, _ = flat_forward(model, ids_1T, mask_1T, positions_1T, [])
+    theirs, _ = flat_forward(reloaded, ids_1T, mask_1T, positions_1T, [])
+    if not torch.equal(ours, theirs):
+        difference = float((ours - theirs).abs().max())
+        raise ArtifactError(f"{out}: the reloaded checkpoint differs from the fused model by {difference:g}, must be 0")

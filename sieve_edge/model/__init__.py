@@ -1,0 +1,1 @@
+"""Loading a model, finding its matrices, and putting factored ones into it."""

@@ -1,0 +1,152 @@
+"""The projection bank: factors of every matrix, read where they are needed.
+
+Dimension key: O out_features, I in_features, R rank.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sieve_edge.artifacts import disk_errors
+from sieve_edge.errors import ArtifactError
+
+
+def factors_file(folder: Path, matrix: str) -> Path:
+    """Name the file of a matrix.
+
+    Args:
+        folder: Artifact of learn.
+        matrix: Matrix name.
+
+    Returns:
+        Its path.
+    """
+    return folder / f"{matrix}.safetensors"
+
+
+def write_nested(
+    folder: Path, matrix: str, down_RI: Tensor, up_RO: Tensor, error_R: Tensor, found_rank: int
+) -> None:
+    """Write factors whose first R rows are the projection of rank R, for every R.
+
+    Args:
+        folder: Work folder of learn.
+        matrix: Matrix name.
+        down_RI: (Rmax, I), stored as float32.
+        up_RO: (Rmax, O), stored as float32.
+        error_R: Relative error at ranks 0 to Rmax, (Rmax + 1,).
+        found_rank: Numerical rank of the statistics.
+    """
+    found = torch.tensor([found_rank])
+    _write(factors_file(folder, matrix), {"down": down_RI, "up": up_RO, "error": error_R, "found_rank": found})
+
+
+def write_fitted(folder: Path, matrix: str, fits: Mapping[int, tuple[Tensor, Tensor, float]]) -> None:
+    """Write factors that were fitted for each rank on its own.
+
+    Args:
+        folder: Work folder of learn.
+        matrix: Matrix name.
+        fits: Rank -> ``(down (R, I), up (O, R), relative error)``.
+    """
+    tensors: dict[str, Tensor] = {}
+    for rank, (down_RI, up_OR, error) in fits.items():
+        tensors |= {
+            f"down.{rank}": down_RI,
+            f"up.{rank}": up_OR.T,
+            f"error.{rank}": torch.tensor([error], dtype=torch.float64),
+        }
+    _write(factors_file(folder, matrix), tensors)
+
+
+class ProjectionBank:
+    """Projections by matrix and rank, whatever method found them."""
+
+    def __init__(self, folder: Path) -> None:
+        """Remember the folder; nothing is read yet.
+
+        Args:
+            folder: Artifact of learn.
+        """
+        self._folder = folder
+
+    def nested(self, matrix: str) -> tuple[Tensor, Tensor] | None:
+        """Read the factors of all ranks at once, where the method nests.
+
+        Args:
+            matrix: Matrix name.
+
+        Returns:
+            ``(down (Rmax, I), up (Rmax, O))``, float32, or None if each rank has a fit of its own.
+        """
+        with self._open(matrix) as file:
+            return (file.get_tensor("down"), file.get_tensor("up")) if "down" in file.keys() else None  # noqa: SIM118
+
+    def at(self, matrix: str, rank: int) -> tuple[Tensor, Tensor]:
+        """Read the projection of one rank.
+
+        Args:
+            matrix: Matrix name.
+            rank: R.
+
+        Returns:
+            ``(down (R, I), up (R, O))``, float32, contiguous.
+
+        Raises:
+            ArtifactError: If the bank has no projection of this rank.
+        """
+        with self._open(matrix) as file:
+            names = set(file.keys())
+            if f"down.{rank}" in names:
+                return file.get_tensor(f"down.{rank}"), file.get_tensor(f"up.{rank}")
+            if "down" in names and rank <= file.get_slice("down").get_shape()[0]:
+                return file.get_slice("down")[:rank], file.get_slice("up")[:rank]
+        raise ArtifactError(f"the projection bank has no rank {rank} for {matrix}; delete the learn folder and build again")
+
+    def error(self, matrix: str, rank: int) -> float:
+        """Read the relative output error at a rank, in the metric the method minimises.
+
+        Args:
+            matrix: Matrix name.
+            rank: R.
+
+        Returns:
+            Share of the output's energy that is lost, in [0, 1].
+        """
+        with self._open(matrix) as file:
+            if "error" in file.keys():  # noqa: SIM118
+                return float(file.get_tensor("error")[rank])
+            return float(file.get_tensor(f"error.{rank}")[0])
+
+    def found_rank(self, matrix: str) -> int | None:
+        """Read the numerical rank of the statistics behind a matrix.
+
+        Args:
+            matrix: Matrix name.
+
+        Returns:
+            The rank, or None where each rank has a fit of its own.
+        """
+        with self._open(matrix) as file:
+            return int(file.get_tensor("found_rank")[0]) if "found_rank" in file.keys() else None  # noqa: SIM118
+
+    def _open(self, matrix: str) -> safe_open:
+        path = factors_file(self._folder, matrix)
+        if not path.is_file():
+            raise ArtifactError(f"{path}: missing; delete the learn folder and build again")
+        return safe_open(path, framework="pt")
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    plain = {
+        name: (value.float() if name.startswith(("down", "up")) else value).contiguous()
+        for name, value in tensors.items()
+    }
+    part = path.with_name(path.name + ".part")
+    with disk_errors(path):
+        save_file(plain, part)
+        part.replace(path)

@@ -1,0 +1,114 @@
+"""Loads a dense model: the only importer of transformers' Auto classes for base models."""
+
+import copy
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers.utils import logging as transformers_logging
+
+from sieve_edge.artifacts import MatrixSpec
+from sieve_edge.errors import ModelError
+from sieve_edge.model.matrices import find_matrices, known_architectures
+from sieve_edge.model.source import ModelSource
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A dense model in memory.
+
+    Attributes:
+        source: Where it came from.
+        model: transformers model in evaluation mode, float32.
+        tokenizer: Its fast tokenizer.
+        specs: Its matrices.
+    """
+
+    source: ModelSource
+    model: Any
+    tokenizer: Any
+    specs: tuple[MatrixSpec, ...]
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """Tokenize one text as every runtime will.
+
+        Args:
+            text: Any text.
+            special: Whether the model's start token is added, where it has one.
+
+        Returns:
+            Token ids.
+        """
+        ids: list[int] = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=special).ids
+        return ids
+
+
+def load_model(source: ModelSource, device: str) -> LoadedModel:
+    """Load a dense model in float32.
+
+    Args:
+        source: What ``find_model`` returned.
+        device: Torch device.
+
+    Returns:
+        The model, its tokenizer and its matrices.
+
+    Raises:
+        ModelError: If files are broken, the family is unknown, or weights are not finite.
+    """
+    extra: dict[str, Any] = {}
+    if source.gguf:
+        extra = {"gguf_file": source.gguf}
+    _quiet()
+    try:
+        config = AutoConfig.from_pretrained(source.folder, **extra)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"model '{source.reference}': cannot read its configuration ({_first_line(error)})") from error
+    if config.model_type not in known_architectures():
+        find_matrices(nn.Module(), config.model_type)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.folder, **extra)
+        if source.gguf:
+            extra["quantization_config"] = GgufConfig(dequantize=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            source.folder, dtype=torch.float32, attn_implementation="eager", **extra
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelError(
+            f"model '{source.reference}': cannot load it ({_first_line(error)}); is the download complete?"
+        ) from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(f"model '{source.reference}': its tokenizer has no fast version (tokenizer.json)")
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise ModelError(f"model '{source.reference}': weight {name} has values that are not finite")
+    model = model.to(device).eval().requires_grad_(False)
+    specs = tuple(find_matrices(model, config.model_type))
+    return LoadedModel(source, model, tokenizer, specs)
+
+
+def shared_copy(model: Any) -> Any:
+    """Copy a model's modules but share its parameters and buffers, so that linears can be replaced in the copy.
+
+    Args:
+        model: Any model.
+
+    Returns:
+        The copy; costs no memory for weights.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
+def _quiet() -> None:
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

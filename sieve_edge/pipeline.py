@@ -1,0 +1,130 @@
+"""Runs the stages in order, each only if its artifact is missing or stale."""
+
+import os
+import resource
+import shutil
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from sieve_edge import STAGES, Stage
+from sieve_edge.artifacts import (
+    MANIFEST,
+    Manifest,
+    describe_outputs,
+    digest,
+    disk_errors,
+    is_current,
+    read_manifest,
+    verify,
+    write_manifest,
+)
+from sieve_edge.stages import STAGE_FUNCTIONS, Result, Run, stage_settings
+from sieve_edge.task.examples import splits_sha256
+
+PACKAGES = ("sieve-edge", "torch", "transformers", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu")
+
+def build(run: Run, until: str) -> dict[str, Manifest]:
+    """Run the stages up to one, each only if it is not current.
+
+    May be interrupted at any moment; the same call goes on where it stopped.
+
+    Args:
+        run: What to build.
+        until: Last stage to run.
+
+    Returns:
+        Stage -> its manifest.
+    """
+    verbs = [stage.verb for stage in STAGES]
+    wanted = STAGES[: verbs.index(until) + 1]
+    inputs = {"model": run.source.sha256(), "splits": digest(splits_sha256(run.splits))}
+    manifests: dict[str, Manifest] = {}
+    for number, stage in enumerate(wanted, 1):
+        mine = {**inputs, **{verb: digest(manifests[verb].outputs) for verb in stage.reads}}
+        settings = stage_settings(stage.verb, run)
+        key = digest([stage.verb, stage.schema, mine, settings, run.recipe.seed])
+        place = _place(run, stage, key)
+        if is_current(place, key):
+            run.progress.say(f"[{number}/{len(wanted)}] {stage.verb}: up to date")
+        else:
+            run.progress.say(f"[{number}/{len(wanted)}] {stage.verb}: {stage.writes}")
+            for verb in stage.reads:
+                verify(run.folder(verb))
+            _run_stage(run, stage, key, mine, settings, place, STAGE_FUNCTIONS[stage.verb])
+        _link(run, stage, place)
+        manifests[stage.verb] = read_manifest(place)
+    return manifests
+
+
+def _run_stage(
+    run: Run,
+    stage: Stage,
+    key: str,
+    inputs: dict[str, str],
+    settings: dict[str, Any],
+    place: Path,
+    function: Callable[[Run, Path], Result],
+) -> None:
+    work = place.with_name(f".{place.name}.{key[:16]}.work")
+    if not (work / MANIFEST).is_file():
+        started = time.monotonic()
+        with disk_errors(work):
+            work.mkdir(parents=True, exist_ok=True)
+            metrics, fallbacks = function(run, work)
+        peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        for fallback in fallbacks:
+            run.progress.say(f"  fallback: {fallback}")
+        manifest = Manifest(
+            stage=stage.verb,
+            key=key,
+            inputs=inputs,
+            settings=settings,
+            seed=run.recipe.seed,
+            versions=_versions(),
+            seconds=round(time.monotonic() - started, 1),
+            outputs=describe_outputs(work),
+            metrics={**metrics, "process_peak_memory_mib": round(peak_mib)},
+            fallbacks=fallbacks,
+        )
+        write_manifest(work, manifest)
+        run.progress.say(f"  {stage.verb} took {manifest.seconds:.0f} s")
+    old = place.with_name(f".{place.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if place.exists():
+        place.rename(old)
+    work.rename(place)
+    shutil.rmtree(old, ignore_errors=True)
+    for stale in place.parent.glob(f".{place.name}.*.work"):
+        shutil.rmtree(stale)
+
+
+def _place(run: Run, stage: Stage, key: str) -> Path:
+    """Shared stages lie beside the runs, by key; the others inside the run."""
+    return run.root.parent / "shared" / f"{stage.verb}-{key[:16]}" if stage.shared else run.folder(stage.verb)
+
+
+def _link(run: Run, stage: Stage, place: Path) -> None:
+    if not stage.shared:
+        return
+    link = run.folder(stage.verb)
+    target = os.path.relpath(place, link.parent)
+    if link.is_symlink() and str(link.readlink()) == target:
+        return
+    link.parent.mkdir(parents=True, exist_ok=True)
+    part = link.with_name(f".{link.name}.link")
+    part.unlink(missing_ok=True)
+    part.symlink_to(target)
+    part.replace(link)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

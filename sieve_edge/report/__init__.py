@@ -1,0 +1,30 @@
+"""What a person reads about a run."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sieve_edge.artifacts import Manifest, read_json, write_json
+from sieve_edge.report.markdown import write_report
+
+
+def finish(root: Path, manifests: Mapping[str, Manifest], command: str) -> dict[str, Any]:
+    """Put together what a build ends with: the result and the page, in the run's folder.
+
+    Args:
+        root: The run's folder.
+        manifests: Stage -> manifest, all stages.
+        command: Command that reproduces the run.
+
+    Returns:
+        The result, JSON-compatible.
+    """
+    result: dict[str, Any] = read_json(root / "validate" / "report.json")
+    result["seconds"] = {verb: manifest.seconds for verb, manifest in manifests.items()}
+    result["build_peak_memory_mib"] = max(manifest.metrics["process_peak_memory_mib"] for manifest in manifests.values())
+    result["fallbacks"] = [fallback for manifest in manifests.values() for fallback in manifest.fallbacks]
+    result["artifact"] = str(root / "export" / "pruned")
+    result["command"] = command
+    result["report"] = str(write_report(result, root))
+    write_json(root / "result.json", result)
+    return result

@@ -1,0 +1,159 @@
+"""Resolves what a user names to configuration: shipped targets and tasks, files, packages, ``--set``."""
+
+import importlib.util
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from sieve_edge.config import Recipe, Strict, Target, Task
+from sieve_edge.errors import ConfigError, EnvironmentMissing
+
+Config = TypeVar("Config", bound=Strict)
+
+
+def shipped_targets() -> dict[str, Path]:
+    """Find the targets that come with the package.
+
+    Returns:
+        Name -> YAML file: ``targets/`` of the checkout, or of the installed wheel.
+    """
+    package = Path(str(resources.files("sieve_edge")))
+    folders = (package.parent / "targets", package / "targets")
+    return {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
+
+
+def shipped_tasks() -> dict[str, Path]:
+    """Find the tasks that come with the package.
+
+    Returns:
+        Name -> YAML file.
+    """
+    folder = Path(str(resources.files("sieve_edge"))) / "task" / "presets"
+    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+
+
+def load_target(name_or_path: str) -> Target:
+    """Read a target by shipped name or by path.
+
+    Args:
+        name_or_path: ``x86-cpu``, or a YAML file.
+
+    Returns:
+        The target.
+    """
+    return _load(Target, name_or_path, "target", shipped_targets())
+
+
+def load_task(name_or_path: str) -> Task:
+    """Read a task by shipped name or by path.
+
+    Args:
+        name_or_path: ``movie-sentiment``, or a YAML file.
+
+    Returns:
+        The task.
+    """
+    return _load(Task, name_or_path, "task", shipped_tasks())
+
+
+def load_recipe(settings: tuple[str, ...]) -> Recipe:
+    """Make a recipe from ``key=value`` settings on top of the defaults.
+
+    Args:
+        settings: For example ``("tolerance=0.01", "learn.method=gradient")``.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        ConfigError: If a setting has no ``=``, an unknown key or a bad value; all at once.
+    """
+    tree: dict[str, Any] = {}
+    problems = []
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            problems.append(f"'{setting}' is not KEY=VALUE, for example tolerance=0.05")
+            continue
+        *parents, leaf = key.strip().split(".")
+        branch = tree
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+            if not isinstance(branch, dict):
+                break
+        if not isinstance(branch, dict):
+            problems.append(f"'{setting}' sets a part of a plain value")
+            continue
+        try:
+            branch[leaf] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            branch[leaf] = value
+    if problems:
+        raise ConfigError("--set", problems)
+    return _validated(Recipe, tree, "--set")
+
+
+def package_file(reference: str) -> Path:
+    """Find a file inside an installed package, without importing the package.
+
+    Args:
+        reference: ``package:IMPORT_NAME/PATH``.
+
+    Returns:
+        The file's path; whether it exists is for the caller to see.
+
+    Raises:
+        EnvironmentMissing: If the package is not installed.
+    """
+    package, _, inside = reference.removeprefix("package:").partition("/")
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise EnvironmentMissing(f"{reference}: package '{package}' is not installed; 'make demo' installs the demo's")
+    return Path(spec.submodule_search_locations[0]) / inside
+
+
+def settings_json(config: Strict) -> dict[str, Any]:
+    """Turn configuration into plain JSON values, for manifests and keys.
+
+    Args:
+        config: Any configuration object.
+
+    Returns:
+        JSON-compatible dictionary.
+    """
+    plain: dict[str, Any] = json.loads(config.model_dump_json())
+    return plain
+
+
+def _load(kind: type[Config], name_or_path: str, word: str, shipped: dict[str, Path]) -> Config:
+    file = shipped.get(name_or_path, Path(name_or_path))
+    if not file.is_file():
+        names = ", ".join(shipped) or "none"
+        raise ConfigError(f"{word} '{name_or_path}'", [f"not a shipped {word} ({names}) and not a file"])
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(str(file), [f"not valid YAML: {' '.join(str(error).split())}"]) from error
+    if not isinstance(tree, dict):
+        raise ConfigError(str(file), ["must be a mapping of fields to values"])
+    return _validated(kind, tree, str(file))
+
+
+def _validated(kind: type[Config], tree: dict[str, Any], source: str) -> Config:
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(source, [_one_problem(kind, item) for item in error.errors()]) from error
+
+
+def _one_problem(kind: type[Strict], item: Any) -> str:
+    path = ".".join(str(part) for part in item["loc"])
+    value = "" if item["type"] in ("missing", "extra_forbidden") else f" (got {item['input']!r})"
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "extra_forbidden":
+        message = f"unknown field; known: {', '.join(kind.model_fields)}" if len(item["loc"]) == 1 else "unknown field"
+    return f"{path}: {message}{value}" if path else f"{message}"

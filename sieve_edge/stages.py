@@ -1,0 +1,202 @@
+"""What each stage is given: the only place where stages, artifacts and settings meet.
+
+Heavy imports stand inside the functions, so that looking at a finished run is quick.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sieve_edge.artifacts import PruningPlan, read_json, read_manifest
+from sieve_edge.config import Recipe, Target, Task
+from sieve_edge.model.source import ModelSource
+from sieve_edge.progress import Progress
+from sieve_edge.protocols import Float64
+from sieve_edge.resolve import settings_json
+from sieve_edge.task.examples import Example, load_splits
+
+if TYPE_CHECKING:
+    from sieve_edge.model.load import LoadedModel
+
+REFERENCE_PROMPTS = 2
+
+Result = tuple[Mapping[str, Any], tuple[str, ...]]
+"""``(metrics, fallbacks)`` of a stage."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One build: model x task x target, with its recipe and its folder."""
+
+    source: ModelSource
+    task: Task
+    target: Target
+    recipe: Recipe
+    root: Path
+    progress: Progress
+
+    @cached_property
+    def splits(self) -> dict[str, tuple[Example, ...]]:
+        """Examples of every split."""
+        return load_splits(self.task, self.recipe.seed)
+
+    @cached_property
+    def loaded(self) -> "LoadedModel":
+        """The dense model; no stage changes it."""
+        import torch
+
+        from sieve_edge.model.load import load_model
+
+        torch.set_num_threads(self.recipe.threads)
+        self.progress.say(f"  loading {self.source.reference}")
+        return load_model(self.source, self.recipe.device)
+
+    def folder(self, verb: str) -> Path:
+        """Name a stage's folder.
+
+        Args:
+            verb: The stage.
+
+        Returns:
+            The folder inside the run.
+        """
+        return self.root / verb
+
+
+def stage_settings(verb: str, run: Run) -> dict[str, Any]:
+    """Say which settings a stage's result depends on.
+
+    Args:
+        verb: The stage.
+        run: The build.
+
+    Returns:
+        JSON-compatible settings; a change of any makes the artifact stale.
+    """
+    recipe, task, target = settings_json(run.recipe), settings_json(run.task), settings_json(run.target)
+    compute = {name: recipe[name] for name in ("threads", "device")}
+    scoring = {"labels": task["labels"], "metric": task["metric"], "batch_tokens": recipe["search"]["batch_tokens"]}
+    learn = recipe["learn"]
+    match verb:
+        case "calibrate":
+            gathered = {name: learn[name] for name in ("method", "output_metric", "fisher_prompts")}
+            lengths = {"calibration_tokens": recipe["calibration_tokens"], "max_new_tokens": task["max_new_tokens"]}
+            return {**compute, **scoring, **gathered, **lengths}
+        case "learn":
+            return {**compute, **learn, "ranks": _gradient_levels(run)}
+        case "search":
+            asked = {name: recipe[name] for name in ("tolerance", "grid", "search")}
+            return {**compute, **scoring, **asked, "storage": target["storage"], "multiple": target["rank_multiple"]}
+        case "fuse":
+            return {**compute, **scoring, "task": task["name"], "prompt": task["prompt"]}
+        case "export":
+            return {"format": target["format"], "runtime": target["runtime"], "task": task["name"]}
+        case _:
+            return {"target": target, "tolerance": recipe["tolerance"], "task": task["name"]}
+
+
+def _calibrate(run: Run, out: Path) -> Result:
+    from sieve_edge.calibrate import calibrate
+
+    metrics = calibrate(
+        run.loaded, run.task, run.splits["calibration"], run.splits["selection"], run.recipe, out, run.progress
+    )
+    return metrics, ()
+
+
+def _learn(run: Run, out: Path) -> Result:
+    from sieve_edge.learn import learn
+    from sieve_edge.model.statistics import CalibrationStats
+
+    stats = CalibrationStats(run.folder("calibrate"))
+    ranks = _gradient_levels(run)
+    return learn(run.loaded, stats, run.recipe.learn, ranks, run.recipe.seed, out, run.progress), ()
+
+
+def _search(run: Run, out: Path) -> Result:
+    from sieve_edge.model.bank import ProjectionBank
+    from sieve_edge.search import search
+
+    dense = read_manifest(run.folder("calibrate")).metrics["dense_selection"]["corrected"]
+    bank = ProjectionBank(run.folder("learn"))
+    plan = search(
+        run.loaded, bank, dense, run.task, run.target, run.splits["selection"], run.recipe, out, run.progress
+    )
+    metrics = {"kept_linears": plan.kept_linears, "accuracy": plan.accuracy, "evaluations": plan.evaluations}
+    unpruned = all(rank is None for rank in plan.ranks.values())
+    return metrics, ("no level met the tolerance; the model stays dense",) if unpruned else ()
+
+
+def _fuse(run: Run, out: Path) -> Result:
+    from sieve_edge.fuse import fuse
+    from sieve_edge.model.bank import ProjectionBank
+
+    plan = PruningPlan(**read_json(run.folder("search") / "plan.json"))
+    bank = ProjectionBank(run.folder("learn"))
+    return fuse(
+        run.loaded, bank, plan, _dense_scores(run), run.task, run.splits["selection"], run.recipe, out, run.progress
+    )
+
+
+def _export(run: Run, out: Path) -> Result:
+    from sieve_edge.export import export
+    from sieve_edge.fuse import load_fused
+
+    fused = load_fused(run.folder("fuse"), "cpu")
+    prompts = [run.loaded.encode(example.prompt) for example in run.splits["selection"][:REFERENCE_PROMPTS]]
+    with run.progress.task("export", 2, "models") as advance:
+        metrics = export(run.loaded.model, fused, run.loaded.tokenizer, prompts, out, advance)
+    sidecar = run.folder("fuse") / "sieve_edge.json"
+    (out / "pruned" / "sieve_edge.json").write_bytes(sidecar.read_bytes())
+    return metrics, ()
+
+
+def _validate(run: Run, out: Path) -> Result:
+    from sieve_edge.validate import validate
+
+    exported = run.folder("export")
+    examples = {name: run.splits[name] for name in ("test", "transfer")}
+    source_mib = run.source.weight_bytes() / 2**20
+    result = validate(
+        exported / "pruned",
+        exported / "dense",
+        examples,
+        run.task,
+        run.target,
+        run.recipe.tolerance,
+        run.recipe.seed,
+        source_mib,
+        out,
+        run.progress,
+    )
+    return {"passed": result["passed"]}, ()
+
+
+STAGE_FUNCTIONS: dict[str, Callable[[Run, Path], Result]] = {
+    "calibrate": _calibrate,
+    "learn": _learn,
+    "search": _search,
+    "fuse": _fuse,
+    "export": _export,
+    "validate": _validate,
+}
+
+
+def _dense_scores(run: Run) -> Float64:
+    scores_NK: Float64 = np.load(run.folder("calibrate") / "dense_scores.npy", allow_pickle=False)
+    return scores_NK
+
+
+def _gradient_levels(run: Run) -> dict[str, list[int]]:
+    """Ranks that the gradient method must fit; the other methods serve every rank, whatever the target."""
+    if run.recipe.learn.method != "gradient":
+        return {}
+    from sieve_edge.model.levels import merged_levels
+
+    levels = merged_levels(run.loaded.specs, run.recipe.grid, run.target.storage, run.target.rank_multiple)
+    ranks = {spec.name: {level[spec.name] for _, level in levels} for spec in run.loaded.specs}
+    return {name: sorted(rank for rank in found if rank is not None) for name, found in ranks.items()}

@@ -1,0 +1,1 @@
+"""Examples of a task and the scores on them; numpy only."""

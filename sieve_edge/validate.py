@@ -1,0 +1,285 @@
+"""Stage 6: what the exported artifact is worth on this device, against the dense model in the same runtime.
+
+Everything is measured in worker processes without torch. Dimension key: N examples, K labels.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from sieve_edge.artifacts import digest, read_json, write_json
+from sieve_edge.config import Target, Task
+from sieve_edge.device.process import run_worker
+from sieve_edge.errors import ArtifactError
+from sieve_edge.progress import Progress
+from sieve_edge.protocols import Float64, Int64
+from sieve_edge.task.evaluate import accuracy_interval, balanced_accuracy, loss_interval, predict, relative_loss
+from sieve_edge.task.examples import Example
+
+FACTS = "sieve_edge.json"
+REPORT = "report.json"
+SPLITS = ("test", "transfer")
+BATCH_TOKENS = 1024
+"""Padded tokens scored in one batch; fixed, so that scores do not depend on the machine."""
+
+MAX_LOGIT_DIFFERENCE = 5e-3
+"""Largest absolute difference from the reference logits, float32."""
+
+_UNITS = {"ms": "ms", "mib": "MiB"}
+
+
+@dataclass(frozen=True)
+class _Device:
+    """Runs jobs for one target, each once: a result that is in ``out`` is not measured again."""
+
+    target: Target
+    out: Path
+    progress: Progress
+
+    def run(self, name: str, total: int, unit: str, **fields: Any) -> dict[str, Any]:
+        """Do a worker job, or read what an interrupted validation left of it."""
+        job = {"threads": self.target.threads, "provider": self.target.execution_provider, **fields}
+        file = self.out / f"{name}.json"
+        kept = read_json(file) if file.is_file() else {}
+        if kept.get("job") != digest(job):
+            with self.progress.task(name, total, unit) as advance:
+                kept = {"job": digest(job), "result": run_worker(job, advance)}
+            write_json(file, kept)
+        result: dict[str, Any] = kept["result"]
+        return result
+
+
+def validate(
+    artifact: Path,
+    dense: Path,
+    examples: Mapping[str, Sequence[Example]],
+    task: Task,
+    target: Target,
+    tolerance: float,
+    seed: int,
+    source_mib: float,
+    out: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Score, time and weigh the artifact and the dense model, and check the target's limits.
+
+    Reads both exported folders; writes one JSON file for each measurement and ``report.json`` to ``out``. May be
+    interrupted: measurements that are in ``out`` are kept. Costs two passes over the test and transfer prompts. A
+    missed limit is recorded in ``checks`` and ``passed``; it is not an error here.
+
+    Args:
+        artifact: Exported pruned folder, with ``tokenizer.json``, ``reference.npz`` and ``sieve_edge.json``.
+        dense: Exported dense folder.
+        examples: Splits ``test`` and ``transfer``.
+        task: The task.
+        target: Device and limits.
+        tolerance: Allowed relative loss on the test split, a fraction.
+        seed: Seed of the intervals.
+        source_mib: Size of the weights that the build started from.
+        out: Work folder; kept when interrupted.
+        progress: Where progress is shown.
+
+    Returns:
+        The report's figures, JSON-compatible.
+    """
+    facts = _read_facts(artifact, task)
+    folders = {"dense": dense, "pruned": artifact}
+    prompts, answers = _tokenize(artifact, examples, task)
+    labels = {split: np.asarray([item.label for item in examples[split]], dtype=np.int64) for split in SPLITS}
+    device = _Device(target, out, progress)
+    scores = _score(device, folders, prompts, answers)
+    reference = device.run("reference", 1, "comparisons", job="reference", folder=str(artifact))
+    result = {
+        "task": task.name,
+        "target": target.name,
+        "kept_fraction": facts["kept_fraction"],
+        **_quality(scores, labels, facts, seed),
+        **_cost(device, folders, prompts, answers, seed),
+        "size_mib": {"source": source_mib, **{name: graph_mib(folder) for name, folder in folders.items()}},
+        "max_logit_difference": reference["max_difference"],
+    }
+    result["checks"] = make_checks(result, target, tolerance)
+    result["passed"] = all(check["passed"] for check in result["checks"])
+    write_json(out / REPORT, result)
+    return result
+
+
+def workload_prompt(prompts: Sequence[Sequence[int]], tokens: int | None) -> list[int]:
+    """Make the prompt that is timed, from the task's own prompts.
+
+    Args:
+        prompts: Token lists.
+        tokens: Wanted length; None for the median of ``prompts``.
+
+    Returns:
+        The prompt nearest to that length, cut or repeated to it.
+    """
+    wanted = tokens or int(np.median([len(prompt) for prompt in prompts]))
+    nearest = min(prompts, key=lambda prompt: abs(len(prompt) - wanted))
+    ids: list[int] = np.resize(np.asarray(nearest), wanted).tolist()
+    return ids
+
+
+def graph_mib(folder: Path) -> float:
+    """Measure the graph and its weights.
+
+    Args:
+        folder: Exported folder.
+
+    Returns:
+        MiB of ``model.onnx`` and its external data.
+    """
+    return sum(file.stat().st_size for file in folder.glob("model.onnx*")) / 2**20
+
+
+def make_checks(result: Mapping[str, Any], target: Target, tolerance: float) -> list[dict[str, Any]]:
+    """Compare what was measured with what was asked.
+
+    Args:
+        result: Figures of ``validate``.
+        target: Device and limits.
+        tolerance: Allowed relative loss on the test split.
+
+    Returns:
+        One ``{name, measured, limit, unit, passed}`` for each check; a limit that the target leaves out has none.
+    """
+    pruned, dense = result["timing"]["pruned"], result["timing"]["dense"]
+    measured = {
+        **pruned,
+        "peak_memory_mib": result["peak_memory_mib"]["pruned"],
+        "file_size_mib": result["size_mib"]["pruned"],
+    }
+    checks = [
+        _check("loss_test", result["loss"]["test"], tolerance, "fraction"),
+        _check("max_logit_difference", result["max_logit_difference"], MAX_LOGIT_DIFFERENCE, "logits"),
+        _check("faster", pruned["time_per_answer_ms"], dense["time_per_answer_ms"], "ms"),
+    ]
+    checks[-1]["passed"] = pruned["time_per_answer_ms"] < dense["time_per_answer_ms"]
+    for name, limit in target.limits.model_dump(exclude_none=True).items():
+        checks.append(_check(name, measured[name], limit, _UNITS[name.rsplit("_", 1)[1]]))
+    return checks
+
+
+def _check(name: str, measured: float, limit: float, unit: str) -> dict[str, Any]:
+    return {"name": name, "measured": measured, "limit": limit, "unit": unit, "passed": measured <= limit}
+
+
+def _read_facts(artifact: Path, task: Task) -> dict[str, Any]:
+    file = artifact / FACTS
+    facts: dict[str, Any] = read_json(file)
+    if facts.get("labels") != dict(task.labels):
+        raise ArtifactError(f"{file}: made for labels {facts.get('labels')}, task {task.name} has {dict(task.labels)}")
+    for name in ("dense", "pruned"):
+        if len(facts["prior"][name]) != len(task.labels):
+            raise ArtifactError(f"{file}: prior.{name} has {len(facts['prior'][name])} of {len(task.labels)} values")
+    return facts
+
+
+def _tokenize(
+    folder: Path, examples: Mapping[str, Sequence[Example]], task: Task
+) -> tuple[dict[str, list[list[int]]], list[list[int]]]:
+    """Tokenize the prompts of each split and the answers, as the artifact's users will."""
+    file = folder / "tokenizer.json"
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise ArtifactError(f"{file}: not a tokenizer ({error}); run the export again") from error
+    # A tokenizer may carry the padding of its training; a prompt must be whole and alone.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    prompts = {split: [tokenizer.encode(item.prompt).ids for item in examples[split]] for split in SPLITS}
+    return prompts, [tokenizer.encode(answer, add_special_tokens=False).ids for answer in task.labels.values()]
+
+
+def _score(
+    device: _Device,
+    folders: Mapping[str, Path],
+    prompts: Mapping[str, list[list[int]]],
+    answers: list[list[int]],
+) -> dict[str, dict[str, Float64]]:
+    scores: dict[str, dict[str, Float64]] = {}
+    for name, folder in folders.items():
+        scores[name] = {}
+        for split in SPLITS:
+            job = {"folder": str(folder), "prompts": prompts[split], "answers": answers, "batch_tokens": BATCH_TOKENS}
+            result = device.run(f"scores-{name}-{split}", len(prompts[split]), "prompts", job="score", **job)
+            scores[name][split] = np.asarray(result["scores"])
+    return scores
+
+
+def _quality(
+    scores: Mapping[str, Mapping[str, Float64]], labels: Mapping[str, Int64], facts: Mapping[str, Any], seed: int
+) -> dict[str, Any]:
+    """Accuracies and losses; the corrected figure is what the artifact gives with the prior that it ships."""
+    rng = np.random.default_rng(seed)
+    classes = scores["dense"]["test"].shape[1]
+    accuracy: dict[str, Any] = {"dense": {}, "pruned": {}}
+    predicted: dict[str, dict[str, Int64]] = {"dense": {}, "pruned": {}}
+    for name, of_split in scores.items():
+        prior_K = np.asarray(facts["prior"][name], dtype=np.float64)
+        for split, scores_NK in of_split.items():
+            predicted[name][split] = predict(scores_NK, prior_K)
+            accuracy[name][split] = {
+                "raw": balanced_accuracy(predict(scores_NK), labels[split], classes),
+                "corrected": balanced_accuracy(predicted[name][split], labels[split], classes),
+                "interval95": accuracy_interval(predicted[name][split], labels[split], classes, rng),
+            }
+    majority = np.full_like(labels["test"], np.bincount(labels["test"]).argmax())
+    accuracy["majority"] = balanced_accuracy(majority, labels["test"], classes)
+    intervals = {
+        split: loss_interval(predicted["dense"][split], predicted["pruned"][split], labels[split], classes, rng)
+        for split in SPLITS
+    }
+    loss = {
+        "selection": relative_loss(facts["selection"]["pruned"], facts["selection"]["dense"]),
+        **{
+            split: relative_loss(accuracy["pruned"][split]["corrected"], accuracy["dense"][split]["corrected"])
+            for split in SPLITS
+        },
+        "interval95": intervals["test"],
+        "transfer_interval95": intervals["transfer"],
+    }
+    return {"accuracy": accuracy, "loss": loss}
+
+
+def _cost(
+    device: _Device,
+    folders: Mapping[str, Path],
+    prompts: Mapping[str, list[list[int]]],
+    answers: list[list[int]],
+    seed: int,
+) -> dict[str, Any]:
+    """Time both models in one process, then weigh each in a fresh one."""
+    workload = device.target.workload
+    prompt = workload_prompt(prompts["test"], workload.prompt_tokens)
+    answer = {"prompt": prompt, "answer_tokens": max(len(answer) for answer in answers)}
+    lengths = {"decode_tokens": workload.decode_tokens, "repeats": workload.repeats}
+    paths = {name: str(folder) for name, folder in folders.items()}
+    timings = device.run(
+        "timing", workload.repeats, "repeats", job="time", folders=paths, seed=seed, **answer, **lengths
+    )
+    memory = {
+        name: device.run(f"memory-{name}", 1, "processes", job="memory", folder=path, **answer)
+        for name, path in paths.items()
+    }
+    return {
+        "workload": {
+            "prompt_tokens": len(prompt),
+            "answer_tokens": answer["answer_tokens"],
+            **lengths,
+            "threads": device.target.threads,
+            "execution_provider": device.target.execution_provider,
+            "examples": {split: len(prompts[split]) for split in SPLITS},
+        },
+        # The samples stay in the measurement's own file; a report needs the figures.
+        "timing": {
+            name: {field: value for field, value in timing.items() if not field.endswith("_samples_ms")}
+            for name, timing in timings.items()
+        },
+        "peak_memory_mib": {name: run["peak_mib"] for name, run in memory.items()},
+        "baseline_memory_mib": {name: run["baseline_mib"] for name, run in memory.items()},
+    }

@@ -1,13 +1,13 @@
 # Everything a user or CI runs. `make` alone lists it; scripts/setup.sh installs what a command needs, once.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help build setup demo test check test-slow test-interop bench clean
+.PHONY: help build setup demo test check test-slow test-interop bench readme clean
 
 TARGET ?= x86-cpu
 PY := .venv/bin/python
 # The build of ONNX Runtime that the target's file asks for; TARGET is a shipped name or a YAML file.
 RUNTIME := $(if $(shell grep -s '^execution_provider: CUDA' $(wildcard targets/$(TARGET).yaml $(TARGET)) /dev/null),onnx-gpu,onnx)
-BENCHMARKS := $(patsubst benchmarks/%.py,%,$(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
+BENCHMARKS := $(patsubst benchmarks/%.py,%,$(filter-out benchmarks/_% benchmarks/readme.py,$(wildcard benchmarks/*.py)))
 
 help:  ## List the commands and their variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-13s %s\n", $$1, $$2} /^## /{print substr($$0, 4)}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ test-interop: setup  ## Load the exported folder with other libraries, in enviro
 
 bench: setup  ## Run every benchmark in its short form; results in benchmarks/results
 	set -e; for name in $(BENCHMARKS); do $(PY) -m benchmarks.$$name --quick; done
+
+readme: setup  ## Write the generated parts of README.md; ARGS=--check only looks
+	$(PY) -m benchmarks.readme $(ARGS)
 
 clean:  ## Remove the environment and caches; runs/ stays
 	rm -rf .venv build dist *.egg-info .*_cache .hypothesis

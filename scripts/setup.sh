@@ -7,7 +7,7 @@
 # TORCH_INDEX  a package index to look for torch in, beside the configured one
 #
 # A stamp inside .venv, removed first and written last, says what is installed: the same call again does nothing.
-set -euo pipefail
+set -Eeuo pipefail
 cd "$(dirname "$0")/.."
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 
@@ -17,6 +17,7 @@ say() { printf 'setup: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 5; }
 pip() { "$venv/bin/python" -m pip "$@"; }
 pinned() { grep "^$1==" constraints.txt; }
+trap 'say "failed, see above; the next run starts over from what is there"' ERR
 
 find_python() {
     local name
@@ -45,8 +46,9 @@ install_extras() { # EXTRA...
         say "$(pinned torch)${TORCH_INDEX:+ from TORCH_INDEX}"
         pip install -qq --no-compile -c constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} "$(pinned torch)"
     fi
-    local package
-    package=".[$(printf '%s\n' "$@" | grep -vx demo | paste -sd,)]"
+    local package=$* # the words of "$@" as a list with commas, without demo
+    package=${package/demo/}
+    package=".[$(xargs <<<"$package" | tr ' ' ,)]"
     say "sieve-edge$(printf ' + %s' "$@")"
     pip install -qq --no-compile -c constraints.txt "$(pinned setuptools)"
     pip install -qq --no-compile -c constraints.txt --no-build-isolation -e "$package"

@@ -4,8 +4,7 @@ Dimension key: B batch, T tokens, K labels, V vocabulary.
 """
 
 import itertools
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from sieve_edge.task.examples import Example
 
 GRAM_BATCH_TOKENS = 2048
 FISHER_BATCH_TOKENS = 4096
-FISHER_MICROBATCH_TOKENS = 768
+FISHER_MICROBATCH_TOKENS = 512
 _ALL = str(2**31)
 
 
@@ -90,7 +89,9 @@ def calibrate(
     _gather_grams(loaded, task, batches, recipe, moments, int(done.get("grams", 0)), state, progress)
     prompts = 0
     if recipe.learn.output_metric == "fisher" and recipe.learn.method == "closed_form":
-        prompts = _gather_fishers(loaded, task, calibration, recipe, moments, int(done.get("fishers", 0)), state, progress)
+        prompts = _gather_fishers(
+            loaded, task, calibration, recipe, moments, int(done.get("fishers", 0)), state, progress
+        )
     full = moments.full()
     for name, value in full.items():
         if not bool(torch.isfinite(value).all()):
@@ -201,7 +202,7 @@ def _gather_grams(
 @torch.inference_mode()
 def run_with_answers(
     loaded: LoadedModel,
-    sides: dict[str, tuple[str, ...]],
+    sides: Mapping[str, tuple[str, ...]],
     moments: Moments,
     prompts: Sequence[Sequence[int]],
     new_tokens: int,
@@ -223,7 +224,7 @@ def run_with_answers(
     with watch_grams(loaded.model, loaded.specs, sides, moments, lambda: current):
         logits_B1V, past = flat_forward(loaded.model, ids_BT, mask_BT, positions_BT, [], 1)
         alive_B1 = torch.ones_like(ids_BT[:, :1], dtype=torch.bool)
-        for step in range(new_tokens):
+        for _ in range(new_tokens):
             ids_BT = logits_B1V[:, -1:].argmax(-1)
             if end is not None:
                 alive_B1 = alive_B1 & (ids_BT != end)
@@ -246,7 +247,7 @@ def _gather_fishers(
     progress: Progress,
 ) -> int:
     answers = label_ids(loaded, task)
-    common = len(os.path.commonprefix(answers))
+    common = _common_tokens(answers)
     context = answers[0][:common]
     tokens_K = torch.tensor([answer[common] for answer in answers], device=recipe.device)
     prompts = [loaded.encode(example.prompt) + context for example in calibration[: recipe.learn.fisher_prompts]]
@@ -262,6 +263,11 @@ def _gather_fishers(
                 save_moments(state, moments.sums, {"grams": _ALL, "fishers": str(index + 1)})
             advance(len(rows))
     return len(prompts)
+
+
+def _common_tokens(answers: Sequence[Sequence[int]]) -> int:
+    """Count the tokens that all labels begin with; what tells labels apart comes after them."""
+    return next(index for index, column in enumerate(zip(*answers, strict=False)) if len(set(column)) > 1)
 
 
 def _answer_loss(

@@ -72,7 +72,7 @@ def fuse(
     sidecar = {
         "task": task.name,
         "prompt": task.prompt,
-        "labels": task.labels,
+        "labels": [list(item) for item in task.labels.items()],
         "prior": {
             "dense": fit_prior(dense_scores_NK, labels_N).tolist(),
             "pruned": fit_prior(scores_NK, labels_N).tolist(),
@@ -189,7 +189,11 @@ def _check_params(model: Any, loaded: LoadedModel, layout: dict[str, Any]) -> di
     for spec in loaded.specs:
         entry = layout.get(spec.name)
         storage = "pair" if entry is None or entry["storage"] == "pair" else "pivoted"
-        kept += spec.params if entry is None else factored_params(entry["rank"], spec.out_features, spec.in_features, storage)
+        kept += (
+            spec.params
+            if entry is None
+            else factored_params(entry["rank"], spec.out_features, spec.in_features, storage)
+        )
     dense, counted = count_params(loaded.model), count_params(model)
     if counted != dense - linears + kept:
         raise ArtifactError(f"the fused model holds {counted} parameters, the formula gives {dense - linears + kept}")

@@ -26,6 +26,7 @@ from sieve_edge.task.examples import splits_sha256
 
 PACKAGES = ("sieve-edge", "torch", "transformers", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu")
 
+
 def build(run: Run, until: str) -> dict[str, Manifest]:
     """Run the stages up to one, each only if it is not current.
 

@@ -123,9 +123,7 @@ def _search(run: Run, out: Path) -> Result:
 
     dense = read_manifest(run.folder("calibrate")).metrics["dense_selection"]["corrected"]
     bank = ProjectionBank(run.folder("learn"))
-    plan = search(
-        run.loaded, bank, dense, run.task, run.target, run.splits["selection"], run.recipe, out, run.progress
-    )
+    plan = search(run.loaded, bank, dense, run.task, run.target, run.splits["selection"], run.recipe, out, run.progress)
     metrics = {"kept_linears": plan.kept_linears, "accuracy": plan.accuracy, "evaluations": plan.evaluations}
     unpruned = all(rank is None for rank in plan.ranks.values())
     return metrics, ("no level met the tolerance; the model stays dense",) if unpruned else ()
@@ -143,12 +141,12 @@ def _fuse(run: Run, out: Path) -> Result:
 
 
 def _export(run: Run, out: Path) -> Result:
-    from sieve_edge.export import export
+    from sieve_edge.export import EXPORT_STEPS, export
     from sieve_edge.fuse import load_fused
 
     fused = load_fused(run.folder("fuse"), "cpu")
     prompts = [run.loaded.encode(example.prompt) for example in run.splits["selection"][:REFERENCE_PROMPTS]]
-    with run.progress.task("export", 2, "models") as advance:
+    with run.progress.task("export", EXPORT_STEPS, "steps") as advance:
         metrics = export(run.loaded.model, fused, run.loaded.tokenizer, prompts, out, advance)
     sidecar = run.folder("fuse") / "sieve_edge.json"
     (out / "pruned" / "sieve_edge.json").write_bytes(sidecar.read_bytes())

@@ -171,8 +171,9 @@ def _check(name: str, measured: float, limit: float, unit: str) -> dict[str, Any
 def _read_facts(artifact: Path, task: Task) -> dict[str, Any]:
     file = artifact / FACTS
     facts: dict[str, Any] = read_json(file)
-    if facts.get("labels") != dict(task.labels):
-        raise ArtifactError(f"{file}: made for labels {facts.get('labels')}, task {task.name} has {dict(task.labels)}")
+    labels = [list(item) for item in task.labels.items()]
+    if facts.get("labels") != labels:
+        raise ArtifactError(f"{file}: made for labels {facts.get('labels')}, task {task.name} has {labels}")
     for name in ("dense", "pruned"):
         if len(facts["prior"][name]) != len(task.labels):
             raise ArtifactError(f"{file}: prior.{name} has {len(facts['prior'][name])} of {len(task.labels)} values")

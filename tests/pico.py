@@ -1,4 +1,4 @@
-"""Pico models: several families, hidden 32, trained for seconds on a toy sentiment language, so that pruning can hurt.
+"""Pico models: several families, hidden 32, trained for seconds on a toy sentiment language so that pruning can hurt.
 
 The label of a sentence is the majority of its polarity words. Sentences of the transfer source are longer.
 """
@@ -13,12 +13,56 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-GOOD = "great lovely superb charming clever warm funny bright tender fresh moving rich".split()
-BAD = "awful dull dreary clumsy stale bleak noisy flat tedious cheap hollow grim".split()
-FILLERS = (
-    "the a film movie story plot actor scene music end start it is was has of and with in on very quite so "
-    "this that one whole screen cast script camera night day"
-).split()
+GOOD = [
+    "great",
+    "lovely",
+    "superb",
+    "charming",
+    "clever",
+    "warm",
+    "funny",
+    "bright",
+    "tender",
+    "fresh",
+    "moving",
+    "rich",
+]
+BAD = ["awful", "dull", "dreary", "clumsy", "stale", "bleak", "noisy", "flat", "tedious", "cheap", "hollow", "grim"]
+FILLERS = [
+    "the",
+    "a",
+    "film",
+    "movie",
+    "story",
+    "plot",
+    "actor",
+    "scene",
+    "music",
+    "end",
+    "start",
+    "it",
+    "is",
+    "was",
+    "has",
+    "of",
+    "and",
+    "with",
+    "in",
+    "on",
+    "very",
+    "quite",
+    "so",
+    "this",
+    "that",
+    "one",
+    "whole",
+    "screen",
+    "cast",
+    "script",
+    "camera",
+    "night",
+    "day",
+]
 ANSWERS = {"0": " bad", "1": " good"}
 PROMPT = "Text: {text} Sentiment:"
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma3_text", "gpt2")
@@ -30,14 +74,16 @@ _SIZES: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
+    "tie_word_embeddings": True,
+    "initializer_range": 0.3,
 }
 _OWN: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 8},
-    "qwen2": {"tie_word_embeddings": True},
+    "phi3": {"tie_word_embeddings": False},
     "qwen3": {"head_dim": 8},
     "gemma3_text": {"head_dim": 8, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
 }
-_STEPS = 160
+_STEPS = 200
 _BATCH = 32
 _TRAINING_SENTENCES = 4000
 
@@ -92,7 +138,7 @@ def make_model(family: str, seed: int = 0) -> Any:
     tokens = make_tokenizer()
     special = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "vocab_size": len(tokens)}
     if family == "gpt2":
-        own = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_inner": 64}
+        own = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_inner": 64, "initializer_range": 0.2}
         own |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     else:
         own = _SIZES | _OWN.get(family, {})
@@ -107,6 +153,10 @@ def train(model: Any, seed: int = 0) -> float:
     answers = torch.tensor([tokens.encode(answer)[0] for answer in ANSWERS.values()])
     data = [_encode(tokens, row) for row in sentences(_TRAINING_SENTENCES, seed=seed + 1000)]
     source = random.Random(seed)
+    # With embeddings that stay random the matrices have to do the work, in many directions; embeddings that learn
+    # would leave them a task of rank one, which no pruning could hurt.
+    for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+        table.weight.requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-2, total_steps=_STEPS)
     model.train()

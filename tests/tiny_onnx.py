@@ -66,7 +66,7 @@ def write_folder(folder: Path, noise=0.0, bias=0.0, work=0, prior=(0.0, 0.0)):
     """Write a folder; ``noise`` makes it worse, ``bias`` makes it prefer "positive", ``work`` makes it slower."""
     folder.mkdir(parents=True)
     onnx.save(build_graph(noise, bias, work), folder / "model.onnx")
-    tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="unknown"))  # noqa: S106
+    tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="unknown"))
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.save(str(folder / "tokenizer.json"))
     facts = {
@@ -140,6 +140,10 @@ def build_graph(noise=0.0, bias=0.0, work=0):
             ("Slice", ["extra_all", "first_kept", "end", "axis1"], "extra"),
             ("Add", ["busy0", "extra"], "logits"),
         ]
+    return _model(nodes, constants)
+
+
+def _model(nodes, constants):
     ints = [("input_ids", ["b", "t"]), ("attention_mask", ["b", "n"]), ("position_ids", ["b", "t"])]
     kinds = ("key", "value")
     graph = helper.make_graph(

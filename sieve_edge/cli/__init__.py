@@ -38,7 +38,10 @@ class SieveGroup(click.Group):
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
-            click.echo(f"error: the disk is full ({error.filename or 'writing an artifact'}); finished stages are kept", err=True)
+            click.echo(
+                f"error: the disk is full ({error.filename or 'writing an artifact'}); finished stages are kept",
+                err=True,
+            )
             ctx.exit(SieveError.exit_code)
 
 

@@ -45,7 +45,7 @@ def build(**options: Any) -> None:
 
     The last line of standard output is the result, one JSON document. Exit code 4 says that a limit was missed.
     """
-    from sieve_edge.report import finish  # noqa: PLC0415 (--help must stay light)
+    from sieve_edge.report import finish
 
     run, manifests = _run(until=STAGES[-1].verb, **options)
     result = finish(run.root, manifests, _command(options))
@@ -53,7 +53,9 @@ def build(**options: Any) -> None:
     click.echo(json.dumps(result, separators=(",", ":")))
     missed = [check for check in result["checks"] if not check["passed"]]
     if missed:
-        told = ", ".join(f"{item['name']} {item['measured']:.4g} > {item['limit']:.4g} {item['unit']}" for item in missed)
+        told = ", ".join(
+            f"{item['name']} {item['measured']:.4g} > {item['limit']:.4g} {item['unit']}" for item in missed
+        )
         raise LimitMissed(f"{run.target.name}: {told}; the artifact and its report are kept in {run.root}")
 
 
@@ -81,11 +83,11 @@ def _stage_command(verb: str, writes: str) -> click.Command:
 def _run(
     until: str, target: str, model: str | None, task: str | None, run_dir: Path | None, settings: tuple[str, ...]
 ) -> Any:
-    from sieve_edge.model.source import find_model  # noqa: PLC0415
-    from sieve_edge.pipeline import build as build_stages  # noqa: PLC0415
-    from sieve_edge.progress import Progress  # noqa: PLC0415
-    from sieve_edge.resolve import load_recipe, load_target, load_task  # noqa: PLC0415
-    from sieve_edge.stages import Run  # noqa: PLC0415
+    from sieve_edge.model.source import find_model
+    from sieve_edge.pipeline import build as build_stages
+    from sieve_edge.progress import Progress
+    from sieve_edge.resolve import load_recipe, load_target, load_task
+    from sieve_edge.stages import Run
 
     the_target = load_target(target)
     the_task = load_task(task or the_target.task)

@@ -10,6 +10,9 @@ from sieve_edge.export.folder import write_companions
 from sieve_edge.export.write import write_graph
 from sieve_edge.protocols import Progress
 
+EXPORT_STEPS = 6
+"""How often ``progress`` is told of a finished step."""
+
 
 def export(
     dense: Any, sieved: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], out: Path, progress: Progress
@@ -25,7 +28,7 @@ def export(
         tokenizer: Their fast tokenizer.
         prompts: Token ids that the reference is made of, at least one prompt.
         out: Folder that gets both folders.
-        progress: Called once for each of the six steps.
+        progress: Called once for each of ``EXPORT_STEPS``.
 
     Returns:
         Each of ``max_logit_difference``, ``size_mib``, ``nodes`` and ``seconds`` for ``dense`` and ``pruned``.

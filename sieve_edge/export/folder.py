@@ -36,6 +36,8 @@ def _make_portable(path: Path) -> None:
     """Say what transformers 4.57 understands: it knows neither the class nor the list that transformers 5 writes."""
     settings = {name: value for name, value in read_json(path).items() if name not in _LOADING_FIELDS}
     settings["tokenizer_class"] = TOKENIZER_CLASS
+    # That class would add token_type_ids, which no decoder here takes.
+    settings["model_input_names"] = ["input_ids", "attention_mask"]
     if isinstance(settings.get("extra_special_tokens"), list):
         settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
     write_json(path, settings)

@@ -22,6 +22,7 @@ class _FlatModel(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+
     def forward(self, ids_BT: Tensor, mask: Tensor, positions_BT: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
         logits, present = flat_forward(self.model, ids_BT, mask, positions_BT, past)
         return logits, *present
@@ -43,12 +44,13 @@ def trace(model: Any) -> onnx.ModelProto:
     axes["attention_mask"] = {0: "batch_size", 1: "total_sequence_length"}
     axes |= {name: {0: "batch_size", 2: "past_sequence_length"} for name in past}
     axes |= {name: {0: "batch_size", 2: "total_sequence_length"} for name in present}
-    buffer = io.BytesIO()
+    buffer: Any = io.BytesIO()
     with torch.no_grad(), warnings.catch_warnings():
         # The legacy exporter announces its age and each traced constant; parity is checked on the result instead.
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            _FlatModel(model),
+            # The exporter afterwards puts this module's mode on every part: it must be evaluation.
+            _FlatModel(model).eval(),
             example,
             buffer,
             input_names=[*INPUTS, *past],
@@ -74,7 +76,8 @@ def _example(model: Any) -> tuple[int, tuple[Tensor, ...]]:
     mask[0, 0] = 0
     positions = torch.arange(past_tokens + tokens).expand(batch, -1).contiguous()
     with torch.no_grad():
-        _, past = flat_forward(model, *(tensor[:, :past_tokens] for tensor in (ids, mask, positions)), ())
+        earlier_ids, earlier_mask, earlier_positions = (tensor[:, :past_tokens] for tensor in (ids, mask, positions))
+        _, past = flat_forward(model, earlier_ids, earlier_mask, earlier_positions, ())
     return len(past) // 2, (ids[:, past_tokens:], mask, positions[:, past_tokens:], *past)
 
 

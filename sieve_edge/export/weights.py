@@ -74,7 +74,7 @@ def account(folder: Path, parameters: Mapping[str, Tensor]) -> None:
     path = folder / GRAPH
     graph = onnx.load(path, load_external_data=False).graph
     size = (folder / DATA).stat().st_size
-    stored = {}
+    stored: dict[str, tuple[list[int], int, int]] = {}
     for tensor in graph.initializer:
         if tensor.data_location != TensorProto.EXTERNAL:
             continue
@@ -84,11 +84,12 @@ def account(folder: Path, parameters: Mapping[str, Tensor]) -> None:
         if name in stored:
             raise ArtifactError(f"{path}: weight {name} is stored twice")
         place = external_data_helper.ExternalDataInfo(tensor)
-        stored[name] = (dims, tensor.data_type, place.length)
-        if place.location != DATA or place.offset + place.length > size:
+        length = int(place.length or 0)
+        stored[name] = (dims, int(tensor.data_type), length)
+        if place.location != DATA or int(place.offset or 0) + length > size:
             raise ArtifactError(f"{path}: weight {name} lies outside {DATA} ({size} bytes)")
     wanted = {
-        name: (list(parameter.shape), TensorProto.FLOAT, 4 * parameter.numel())
+        name: (list(parameter.shape), int(TensorProto.FLOAT), 4 * parameter.numel())
         for name, parameter in parameters.items()
     }
     problems = [f"{name} is missing" for name in wanted if name not in stored]

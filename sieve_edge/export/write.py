@@ -1,9 +1,10 @@
-"""Writes a model's graph and weights: trace, edit, write, account."""
+"""Writes a model's graph and weights: trace, simplify, edit, write, account."""
 
 from pathlib import Path
 from typing import Any
 
 from sieve_edge.export.graph import fold_transposes_, keep_last_logits_
+from sieve_edge.export.simplify import simplify_shapes_
 from sieve_edge.export.trace import trace
 from sieve_edge.export.weights import account, parameters_of, write_weights_
 
@@ -22,6 +23,7 @@ def write_graph(model: Any, folder: Path) -> int:
     head = model.get_output_embeddings().weight
     head_name = next(name for name, parameter in model.named_parameters() if parameter is head)
     proto = trace(model)
+    simplify_shapes_(proto)
     keep_last_logits_(proto.graph, head_name)
     transposed = fold_transposes_(proto.graph, list(parameters))
     write_weights_(proto, parameters, transposed, folder)

@@ -50,7 +50,9 @@ def learn(
                 weight_OI = stacked_weight(loaded.model, spec).double().cpu()
                 if recipe.method == "gradient":
                     generator = torch.Generator().manual_seed(seed * 100_003 + index)
-                    fits = {rank: fit_gradient(spec, weight_OI, stats, rank, recipe, generator) for rank in ranks[spec.name]}
+                    fits = {
+                        rank: fit_gradient(spec, weight_OI, stats, rank, recipe, generator) for rank in ranks[spec.name]
+                    }
                     write_fitted(out, spec.name, fits)
                 else:
                     factors = nested_factors(spec, weight_OI, stats, recipe)

@@ -77,7 +77,9 @@ def gradient_pre(
         LLM-Sieve, section 4.1, eq. (4).
     """
     squared_II = weight_OI.T @ weight_OI
-    basis_IR = _descend(lambda basis: _projector_loss(basis, squared_II, gram_II), weight_OI.shape[1], rank, steps, generator)
+    basis_IR = _descend(
+        lambda basis: _projector_loss(basis, squared_II, gram_II), weight_OI.shape[1], rank, steps, generator
+    )
     return basis_IR.T.contiguous(), weight_OI @ basis_IR
 
 
@@ -125,4 +127,5 @@ def _descend(
         loss_of(torch.linalg.qr(free_DR)[0]).backward()
         optimiser.step()
         schedule.step()
-    return torch.linalg.qr(free_DR.detach())[0]
+    basis_DR: Tensor = torch.linalg.qr(free_DR.detach())[0]
+    return basis_DR

@@ -28,9 +28,7 @@ def factors_file(folder: Path, matrix: str) -> Path:
     return folder / f"{matrix}.safetensors"
 
 
-def write_nested(
-    folder: Path, matrix: str, down_RI: Tensor, up_RO: Tensor, error_R: Tensor, found_rank: int
-) -> None:
+def write_nested(folder: Path, matrix: str, down_RI: Tensor, up_RO: Tensor, error_R: Tensor, found_rank: int) -> None:
     """Write factors whose first R rows are the projection of rank R, for every R.
 
     Args:
@@ -105,7 +103,9 @@ class ProjectionBank:
                 return file.get_tensor(f"down.{rank}"), file.get_tensor(f"up.{rank}")
             if "down" in names and rank <= file.get_slice("down").get_shape()[0]:
                 return file.get_slice("down")[:rank], file.get_slice("up")[:rank]
-        raise ArtifactError(f"the projection bank has no rank {rank} for {matrix}; delete the learn folder and build again")
+        raise ArtifactError(
+            f"the projection bank has no rank {rank} for {matrix}; delete the learn folder and build again"
+        )
 
     def error(self, matrix: str, rank: int) -> float:
         """Read the relative output error at a rank, in the metric the method minimises.

@@ -109,7 +109,7 @@ class StackLeader(nn.Module):
         output_BTO = self.multiply(hidden_BTI)
         if len(self.part_features) == 1:
             return output_BTO
-        parts = output_BTO.split(self.part_features, dim=-1)
+        parts: tuple[Tensor, ...] = output_BTO.split(self.part_features, dim=-1)
         self._pending = (hidden_BTI, parts)
         return parts[0]
 

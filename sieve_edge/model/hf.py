@@ -106,6 +106,8 @@ class SieveForCausalLM(PreTrainedModel):
             The model, a subclass of its base family's.
         """
         config = config or SieveConfig.from_pretrained(path)
+        # The Auto classes move this argument into the configuration that they were asked for.
+        kwargs.setdefault("attn_implementation", config._attn_implementation)
         return sieved_class(config).from_pretrained(path, *args, config=config.base_config(), **kwargs)
 
 

@@ -61,7 +61,5 @@ def kept_params(specs: Sequence[MatrixSpec], ranks: Ranks, storage: str) -> int:
     total = 0
     for spec in specs:
         rank = ranks[spec.name]
-        total += (
-            spec.params if rank is None else factored_params(rank, spec.out_features, spec.in_features, storage)
-        )
+        total += spec.params if rank is None else factored_params(rank, spec.out_features, spec.in_features, storage)
     return total

@@ -48,7 +48,7 @@ class ModelSource:
         files = self.files()
         if files:
             return digest({file.name: file_sha256(file) for file in files})
-        from transformers import AutoConfig  # noqa: PLC0415 (heavy, and only a hub model needs it)
+        from transformers import AutoConfig
 
         config = AutoConfig.from_pretrained(self.folder)
         return digest({"hub": self.folder, "commit": getattr(config, "_commit_hash", None)})

@@ -74,7 +74,11 @@ class Moments:
 
 @contextmanager
 def watch_grams(
-    model: Any, specs: Sequence[MatrixSpec], sides: Mapping[str, Sequence[str]], moments: Moments, mask: Callable[[], Tensor]
+    model: Any,
+    specs: Sequence[MatrixSpec],
+    sides: Mapping[str, Sequence[str]],
+    moments: Moments,
+    mask: Callable[[], Tensor],
 ) -> Iterator[None]:
     """Add the Gram matrices of every forward pass inside the block.
 
@@ -169,7 +173,7 @@ class CalibrationStats:
         Args:
             folder: Artifact of calibrate.
         """
-        self._file = safe_open(folder / "moments.safetensors", framework="pt")
+        self._file: Any = safe_open(folder / "moments.safetensors", framework="pt")
         self._names = set(self._file.keys())
 
     def gram(self, name: str, side: str) -> Tensor:
@@ -227,7 +231,8 @@ def load_moments(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     if not path.is_file():
         return {}, {}
-    with safe_open(path, framework="pt") as file:
+    opened: Any = safe_open(path, framework="pt")
+    with opened as file:
         return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
 
 

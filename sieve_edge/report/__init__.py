@@ -21,7 +21,9 @@ def finish(root: Path, manifests: Mapping[str, Manifest], command: str) -> dict[
     """
     result: dict[str, Any] = read_json(root / "validate" / "report.json")
     result["seconds"] = {verb: manifest.seconds for verb, manifest in manifests.items()}
-    result["build_peak_memory_mib"] = max(manifest.metrics["process_peak_memory_mib"] for manifest in manifests.values())
+    result["build_peak_memory_mib"] = max(
+        manifest.metrics["process_peak_memory_mib"] for manifest in manifests.values()
+    )
     result["fallbacks"] = [fallback for manifest in manifests.values() for fallback in manifest.fallbacks]
     result["artifact"] = str(root / "export" / "pruned")
     result["command"] = command

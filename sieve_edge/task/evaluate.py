@@ -142,7 +142,8 @@ def predict(scores_NK: Float64, prior_K: Float64 | None = None) -> Int64:
         Labels, (N,); the first of equals.
     """
     corrected_NK = scores_NK if prior_K is None else scores_NK + prior_K
-    return corrected_NK.argmax(1).astype(np.int64)
+    predicted_N: Int64 = corrected_NK.argmax(1).astype(np.int64)
+    return predicted_N
 
 
 def balanced_accuracy(predicted_N: Int64, labels_N: Int64, classes: int) -> float:
@@ -287,10 +288,11 @@ def log_likelihood(logits_BV: Float32 | Float64, tokens_B: Int64) -> Float64:
 
 
 def _shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
-    shortest, longest = min(prompts), max(prompts)
+    # What the first and the last in lexical order share, all share.
+    first, last = min(map(list, prompts)), max(map(list, prompts))
     limit = min(len(prompt) for prompt in prompts) - 1
     shared = 0
-    while shared < limit and shortest[shared] == longest[shared]:
+    while shared < limit and first[shared] == last[shared]:
         shared += 1
     return shared if shared >= SHARED_PREFIX_TOKENS else 0
 

@@ -1,0 +1,1 @@
+"""Commands that print the project's figures: a table, then one JSON line, kept in benchmarks/results/."""

@@ -1,0 +1,122 @@
+"""What every benchmark shares: its options, the demo model, the table and the JSON line."""
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sieve_edge.artifacts import write_json
+from sieve_edge.config import Recipe, Target, Task
+from sieve_edge.model.load import LoadedModel, load_model
+from sieve_edge.model.source import find_model
+from sieve_edge.resolve import load_recipe, load_target, load_task
+from sieve_edge.task.examples import Example, load_splits, splits_sha256
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The demo's model, task and data."""
+
+    loaded: LoadedModel
+    target: Target
+    task: Task
+    recipe: Recipe
+    splits: dict[str, tuple[Example, ...]]
+
+    def prompts(self, split: str, count: int) -> list[list[int]]:
+        """Tokenize prompts.
+
+        Args:
+            split: Name of the split.
+            count: How many.
+
+        Returns:
+            Token ids of each.
+        """
+        return [self.loaded.encode(example.prompt) for example in self.splits[split][:count]]
+
+
+def options(description: str) -> argparse.Namespace:
+    """Parse the options that every benchmark has.
+
+    Args:
+        description: What the benchmark measures.
+
+    Returns:
+        ``quick``, ``threads`` and ``target``.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="a smaller measurement, in under 3 minutes")
+    parser.add_argument("--threads", type=int, default=2, help="torch threads (default 2)")
+    parser.add_argument("--target", default="x86-cpu", help="target whose model and task are used (default x86-cpu)")
+    return parser.parse_args()
+
+
+def load_demo(arguments: argparse.Namespace) -> Demo:
+    """Load what a benchmark runs on.
+
+    Args:
+        arguments: What ``options`` returned.
+
+    Returns:
+        Model, task and data.
+    """
+    torch.set_num_threads(arguments.threads)
+    target = load_target(arguments.target)
+    task, recipe = load_task(target.task), load_recipe(())
+    loaded = load_model(find_model(target.model), recipe.device)
+    return Demo(loaded, target, task, recipe, load_splits(task, recipe.seed))
+
+
+def finish(
+    name: str, demo: Demo, arguments: argparse.Namespace, started: float, rows: Sequence[dict[str, Any]]
+) -> None:
+    """Print the table and the JSON line, and keep the JSON.
+
+    Args:
+        name: Name of the benchmark.
+        demo: What it ran on.
+        arguments: Its options.
+        started: ``time.perf_counter()`` at its start.
+        rows: Rows with the same keys.
+    """
+    columns = list(rows[0])
+    cells = [columns, *[[_cell(row[column]) for column in columns] for row in rows]]
+    widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
+    for line in cells:
+        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
+    packages = ("torch", "transformers", "numpy", "onnxruntime")
+    document = {
+        "benchmark": name,
+        "quick": arguments.quick,
+        "threads": arguments.threads,
+        "model": demo.loaded.source.reference,
+        "model_sha256": demo.loaded.source.sha256(),
+        "splits_sha256": splits_sha256(demo.splits),
+        "versions": {package: metadata.version(package) for package in packages},
+        "machine": {"processor": _processor(), "system": platform.platform()},
+        "seconds": round(time.perf_counter() - started, 1),
+        "rows": list(rows),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    write_json(RESULTS / f"{name}.json", document)
+    print(json.dumps(document, separators=(",", ":")))
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,129 @@
+"""Writes the generated parts of README.md: ``python -m benchmarks.readme [--run RUN] [--check]``.
+
+The results table comes from a build's ``result.json`` (kept as benchmarks/results/build-TARGET.json), the help from the
+commands themselves, the list of files from their first docstring lines.
+"""
+
+import argparse
+import ast
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from click.testing import CliRunner
+
+from sieve_edge.artifacts import read_json, write_json
+from sieve_edge.cli import cli
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def main() -> None:
+    """Write or check README.md."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", type=Path, help="folder of a finished build, whose result becomes the table")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if README.md is out of date")
+    arguments = parser.parse_args()
+    if arguments.run:
+        result = read_json(arguments.run / "result.json")
+        write_json(RESULTS / f"build-{result['target']}.json", result)
+    readme = ROOT / "README.md"
+    old = readme.read_text(encoding="utf-8")
+    new = render(old)
+    if arguments.check and new != old:
+        sys.exit("README.md is out of date; run: python -m benchmarks.readme")
+    readme.write_text(new, encoding="utf-8")
+    print(json.dumps({"benchmark": "readme", "changed": new != old}))
+
+
+def render(text: str) -> str:
+    """Fill the generated parts of the README.
+
+    Args:
+        text: The README.
+
+    Returns:
+        The README with every block between ``<!-- generated NAME -->`` and ``<!-- end -->`` written anew.
+    """
+    parts = {"results": results, "help": help_text, "files": files}
+
+    def block(match: re.Match[str]) -> str:
+        return f"<!-- generated {match[1]} -->\n{parts[match[1]]()}\n<!-- end -->"
+
+    return re.sub(r"<!-- generated (\w+) -->\n.*?<!-- end -->", block, text, flags=re.DOTALL)
+
+
+def results() -> str:
+    """Make the results table of every kept build.
+
+    Returns:
+        Markdown.
+    """
+    tables = [_table(read_json(file)) for file in sorted(RESULTS.glob("build-*.json"))]
+    return "\n\n".join(tables) or "No build is kept yet."
+
+
+def _table(result: dict[str, Any]) -> str:
+    kept, size = result["kept_fraction"], result["size_mib"]
+    low, high = result["loss"]["interval95"]
+    rows: list[tuple[str, ...]] = [("", "dense", "pruned")]
+    for split in ("test", "transfer"):
+        for kind in ("raw", "corrected"):
+            cells = [f"{result['accuracy'][name][split][kind]:.3f}" for name in ("dense", "pruned")]
+            rows.append((f"balanced accuracy, {split}, {kind}", *cells))
+    for field, unit in (("time_per_answer_ms", "ms"), ("time_per_token_p50_ms", "ms"), ("prompt_tokens_per_s", "/s")):
+        cells = [f"{result['timing'][name][field]:.1f}" for name in ("dense", "pruned")]
+        rows.append((f"{field.replace('_', ' ').removesuffix(' ms').removesuffix(' per s')}, {unit}", *cells))
+    rows.append(("peak memory, MiB", *[f"{result['peak_memory_mib'][name]:.0f}" for name in ("dense", "pruned")]))
+    rows.append(("graph and weights, MiB", *[f"{size[name]:.0f}" for name in ("dense", "pruned")]))
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    lines.insert(1, "|---|---|---|")
+    loss = result["loss"]
+    losses = ", ".join(f"{split} {loss[split]:.3f}" for split in ("selection", "test", "transfer"))
+    minutes = sum(result["seconds"].values()) / 60
+    return "\n".join(
+        [
+            f"`{result['command']}`, {minutes:.1f} minutes: {'passed' if result['passed'] else 'a limit was missed'}.",
+            f"Kept {kept['linears']:.3f} of the linears' parameters, {kept['model']:.3f} of the model's. Relative loss: "
+            f"{losses} (95 % interval on test {low:.3f} to {high:.3f}). Majority "
+            f"baseline {result['accuracy']['majority']:.3f}. The source file is 4-bit already: {size['source']:.0f} MiB.",
+            "",
+            *lines,
+        ]
+    )
+
+
+def help_text() -> str:
+    """Print the help of the main command and of ``build``.
+
+    Returns:
+        Markdown.
+    """
+    runner = CliRunner()
+    texts = []
+    for words in ([], ["build"]):
+        output = runner.invoke(cli, [*words, "--help"], prog_name="sieve-edge", terminal_width=100).output
+        texts.append(f"```\n$ {' '.join(['sieve-edge', *words, '--help'])}\n{output.rstrip()}\n```")
+    assert isinstance(cli, click.Group)  # noqa: S101 (mypy: a group has commands)
+    return "\n\n".join(texts)
+
+
+def files() -> str:
+    """List every module with the first line of its docstring.
+
+    Returns:
+        Markdown.
+    """
+    lines = []
+    for file in sorted((ROOT / "sieve_edge").rglob("*.py")):
+        doc = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+        lines.append(f"- `{file.relative_to(ROOT)}`: {doc.splitlines()[0] if doc else ''}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

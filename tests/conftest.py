@@ -1,0 +1,98 @@
+"""Fixtures of all tests, the time cap of each folder, and isolation from the user's files."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+# Before torch and transformers are imported: sums depend on threads, and nothing may be fetched or cached outside.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="sieve-edge-tests-")
+
+import pytest
+import torch
+import yaml
+
+from tests import pico as pico_models
+
+SECONDS = {"unit": 20, "property": 60, "golden": 60, "integration": 300, "gpu": 300, "real": 900}
+
+torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give every test its folder's time cap, fixtures included, and skip what this machine cannot run."""
+    tests = Path(__file__).parent
+    for item in items:
+        folder = item.path.relative_to(tests).parts[0]
+        if folder in SECONDS and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(SECONDS[folder]))
+        if folder == "gpu":
+            item.add_marker(pytest.mark.gpu)
+        if item.get_closest_marker("gpu") and shutil.which("nvidia-smi") is None:
+            item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU: nvidia-smi is not installed"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _remove_hugging_face_home() -> Iterator[None]:
+    yield
+    shutil.rmtree(os.environ["HF_HOME"])
+
+
+@pytest.fixture(scope="session")
+def pico_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the trained pico models, one directory a family."""
+    return tmp_path_factory.mktemp("pico")
+
+
+@pytest.fixture(scope="session")
+def pico(pico_root: Path) -> Callable[[str], Path]:
+    """Function from a family to the directory of its pico model, trained when it is first asked for."""
+
+    def find(family: str) -> Path:
+        folder = pico_root / family
+        return folder if folder.is_dir() else pico_models.make_pico(family, folder)
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def toy_task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Task YAML over the toy language; the transfer source has longer sentences."""
+    folder = tmp_path_factory.mktemp("toy")
+    pico_models.write_csv(folder / "source.csv", pico_models.sentences(520, seed=1))
+    pico_models.write_csv(folder / "transfer.csv", pico_models.sentences(120, seed=2, words=(9, 14)))
+    task = {
+        "name": "toy-sentiment",
+        "description": "Sentiment of toy sentences; transfer: longer ones.",
+        "source": {"path": f"file:{folder / 'source.csv'}"},
+        "transfer": {"path": f"file:{folder / 'transfer.csv'}"},
+        "prompt": pico_models.PROMPT,
+        "labels": pico_models.ANSWERS,
+        "splits": {"calibration": 200, "selection": 100, "test": 200, "transfer": 100},
+    }
+    path = folder / "toy-sentiment.yaml"
+    path.write_text(yaml.safe_dump(task), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def toy_target(tmp_path_factory: pytest.TempPathFactory, pico_root: Path, toy_task: Path) -> Path:
+    """Target YAML for pico models on ONNX Runtime; its default model is there once ``pico("llama")`` was asked for."""
+    target = {
+        "name": "toy-cpu",
+        "description": "This machine, one thread.",
+        "format": "onnx",
+        "runtime": "onnxruntime",
+        "threads": 1,
+        "rank_multiple": 2,
+        "rank_multiple_reason": "Matrices of 32 features need levels between the pruning factors.",
+        "workload": {"decode_tokens": 4, "repeats": 3},
+        "model": str(pico_root / "llama"),
+        "task": str(toy_task),
+    }
+    path = tmp_path_factory.mktemp("target") / "toy-cpu.yaml"
+    path.write_text(yaml.safe_dump(target), encoding="utf-8")
+    return path

@@ -1,0 +1,94 @@
+"""A killed build goes on where it stopped and ends as if it had not been killed."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from sieve_edge.artifacts import read_json, read_manifest
+from tests.command import command, start
+
+QUICK = ("--set", "calibration_tokens=3000", "--set", "threads=1", "--set", "learn.fisher_prompts=64")
+
+
+def options(pico, toy_task, toy_target, folder):
+    return ("--target", toy_target, "--task", toy_task, "--model", pico("llama"), "--run-dir", folder, *QUICK)
+
+
+@pytest.fixture(scope="module")
+def whole(pico, toy_task, toy_target, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    done = command("fuse", *options(pico, toy_task, toy_target, folder))
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def kill_when(process, condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def work(folder, name):
+    return list(folder.glob(f"**/.*.work/{name}"))
+
+
+@pytest.mark.parametrize("moment", ["dense_scores.npy", "moments.safetensors", "0.o.safetensors", "history.jsonl"])
+def test_killed_at_a_moment_it_goes_on_and_ends_the_same(pico, toy_task, toy_target, tmp_path, whole, moment):
+    folder = tmp_path / "run"
+    words = options(pico, toy_task, toy_target, folder)
+    kill_when(start("fuse", *words), lambda: work(tmp_path, moment))
+    kept = work(tmp_path, moment)[0].read_bytes()
+    done = command("fuse", *words)
+    assert done.returncode == 0, done.stderr
+    assert read_json(folder / "search" / "plan.json") == read_json(whole / "search" / "plan.json")
+    for verb in ("calibrate", "learn", "fuse"):
+        assert read_manifest(folder / verb).outputs == read_manifest(whole / verb).outputs
+    if moment == "history.jsonl":
+        assert (folder / "search" / "history.jsonl").read_bytes().startswith(kept), "finished candidates stay"
+
+
+def test_ctrl_c_ends_in_one_line_and_loses_nothing(pico, toy_task, toy_target, tmp_path):
+    folder = tmp_path / "run"
+    words = options(pico, toy_task, toy_target, folder)
+    process = start("fuse", *words)
+    while not work(tmp_path, "dense_scores.npy"):
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "interrupted: finished work is kept, and the same command goes on from there"
+    assert "Traceback" not in errors
+    assert work(tmp_path, "dense_scores.npy")
+
+
+def test_a_truncated_artifact_is_refused_and_named(pico, toy_task, toy_target, tmp_path):
+    folder = tmp_path / "run"
+    words = options(pico, toy_task, toy_target, folder)
+    assert command("learn", *words).returncode == 0
+    victim = folder / "learn" / "0.o.safetensors"
+    content = bytearray(victim.read_bytes())
+    content[-1] ^= 1
+    victim.write_bytes(bytes(content))
+    done = command("search", *words)
+    assert done.returncode == 3
+    assert "0.o.safetensors: content differs from its manifest" in done.stderr
+    assert "Traceback" not in done.stderr
+    victim.write_bytes(bytes(content[:-10]))
+    assert "learn: projection bank" in command("learn", *words).stderr, "a short file makes the stage run again"
+    assert command("search", *words).returncode == 0
+
+
+def test_a_changed_setting_runs_only_what_depends_on_it(pico, toy_task, toy_target, tmp_path):
+    folder = tmp_path / "run"
+    words = options(pico, toy_task, toy_target, folder)
+    assert command("search", *words).returncode == 0
+    done = command("search", *words, "--set", "tolerance=0.2")
+    assert done.stderr.count("up to date") == 2
+    assert "[3/3] search: pruning plan" in done.stderr

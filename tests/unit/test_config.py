@@ -1,0 +1,136 @@
+"""Targets, tasks and recipes: strict, with every problem in one error."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sieve_edge.config import Recipe
+from sieve_edge.errors import ConfigError
+from sieve_edge.resolve import load_recipe, load_target, load_task, settings_json, shipped_targets, shipped_tasks
+
+ROOT = Path(__file__).parents[2]
+
+
+def _edited(original: Path, tmp_path: Path, **changes: Any) -> str:
+    """Copy a YAML file with some fields replaced, or left out where None; return the copy's path."""
+    tree = yaml.safe_load(original.read_text(encoding="utf-8"))
+    for field, value in changes.items():
+        if value is None:
+            tree.pop(field)
+        else:
+            tree[field] = value
+    path = tmp_path / "edited.yaml"
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "targets").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_shipped_target_loads(file: Path) -> None:
+    target = load_target(file.stem)
+    assert target.name == file.stem
+    assert target.task in shipped_tasks()
+    assert load_target(str(file)) == target
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "sieve_edge" / "task" / "presets").glob("*.yaml")), ids=lambda file: file.stem
+)
+def test_every_shipped_task_loads(file: Path) -> None:
+    task = load_task(file.stem)
+    assert task.name == file.stem
+    assert load_task(str(file)) == task
+
+
+def test_something_is_shipped() -> None:
+    assert "x86-cpu" in shipped_targets()
+    assert "movie-sentiment" in shipped_tasks()
+
+
+def test_all_problems_of_a_target_at_once(toy_target: Path, tmp_path: Path) -> None:
+    limits = {"time_per_token_p95_s": 1, "file_size_mib": -3}
+    path = _edited(toy_target, tmp_path, threads="many", colour="red", format=None, limits=limits)
+    with pytest.raises(ConfigError) as caught:
+        load_target(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(caught.value.problems) == 5
+    assert f"{path}: threads: " in message
+    assert "(got 'many')" in message
+    assert "colour: unknown field; known: name, description, format" in message
+    assert "format: Field required" in message
+    assert "limits.time_per_token_p95_s: unknown field" in message
+    assert "limits.file_size_mib: Input should be greater than 0 (got -3)" in message
+
+
+@pytest.mark.parametrize("value", ["35 ms", "35ms", ".nan", "yes please"])
+def test_a_value_with_a_unit_is_refused(toy_target: Path, tmp_path: Path, value: str) -> None:
+    path = _edited(toy_target, tmp_path, limits={"time_per_token_p95_ms": value})
+    with pytest.raises(ConfigError, match=r"limits\.time_per_token_p95_ms: .*number"):
+        load_target(path)
+
+
+def test_unknown_names_list_what_is_shipped() -> None:
+    with pytest.raises(ConfigError, match=r"target 'x86': not a shipped target \(.*x86-cpu.*\) and not a file"):
+        load_target("x86")
+    with pytest.raises(ConfigError, match=r"task 'sentiment': not a shipped task \(.*movie-sentiment.*\)"):
+        load_task("sentiment")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(b"name: [", "not valid YAML"), (b"\xff\xfe", "not valid YAML"), (b"- a", "must be a mapping"), (b"", "mapping")],
+)
+def test_a_file_that_is_no_yaml_mapping(tmp_path: Path, content: bytes, problem: str) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=problem) as caught:
+        load_target(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_all_problems_of_a_task_at_once(toy_task: Path, tmp_path: Path) -> None:
+    path = _edited(toy_task, tmp_path, source={"path": "data.csv"}, splits={"calibration": 1, "selection": 5})
+    with pytest.raises(ConfigError) as caught:
+        load_task(path)
+    message = str(caught.value)
+    assert "source.path: 'data.csv' must start with file: or package:" in message
+    assert "splits.selection: Input should be greater than or equal to 20 (got 5)" in message
+    assert "splits.test: Field required" in message
+
+
+def test_a_task_that_cannot_be_asked(toy_task: Path, tmp_path: Path) -> None:
+    path = _edited(toy_task, tmp_path, prompt="Sentiment:", labels={"0": " bad", "1": " bad"})
+    with pytest.raises(ConfigError) as caught:
+        load_task(path)
+    assert "prompt: contains {text} 0 times, must be once" in str(caught.value)
+    assert "labels: answers must be distinct and not empty" in str(caught.value)
+
+
+def test_settings_change_the_defaults() -> None:
+    recipe = load_recipe(("tolerance=0.01", "learn.method=gradient", "grid=[1.0, 0.5]"))
+    assert (recipe.tolerance, recipe.learn.method, recipe.grid) == (0.01, "gradient", (1.0, 0.5))
+    assert recipe.search == Recipe().search
+    assert load_recipe(()) == Recipe()
+
+
+def test_settings_without_a_value_or_below_a_plain_one() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(("tolerance", "seed=1", "seed.deep=2"))
+    assert "'tolerance' is not KEY=VALUE, for example tolerance=0.05" in str(caught.value)
+    assert "'seed.deep=2' sets a part of a plain value" in str(caught.value)
+
+
+def test_all_problems_of_settings_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(("tolerance=2", "learn.method=magic", "nonsense=1", "grid=[0.5, 1.0]"))
+    message = str(caught.value)
+    assert len(caught.value.problems) == 4
+    assert "--set: nonsense: unknown field; known: tolerance, " in message
+    assert "grid: must start at 1.0 and fall strictly" in message
+
+
+def test_settings_as_plain_json() -> None:
+    assert settings_json(Recipe())["grid"][0] == 1.0
+    assert Recipe.model_validate(settings_json(Recipe())) == Recipe()

@@ -46,9 +46,9 @@ install_extras() { # EXTRA...
         say "$(pinned torch)${TORCH_INDEX:+ from TORCH_INDEX}"
         pip install -qq --no-compile -c constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} "$(pinned torch)"
     fi
-    local package=$* # the words of "$@" as a list with commas, without demo
-    package=${package/demo/}
-    package=".[$(xargs <<<"$package" | tr ' ' ,)]"
+    local list package=.
+    list=$(printf '%s\n' "$@" | sed '/^demo$/d' | paste -sd,)
+    if [[ -n $list ]]; then package=".[$list]"; fi
     say "sieve-edge$(printf ' + %s' "$@")"
     pip install -qq --no-compile -c constraints.txt "$(pinned setuptools)"
     pip install -qq --no-compile -c constraints.txt --no-build-isolation -e "$package"

@@ -79,6 +79,9 @@ def calibrate(
 
     Returns:
         Metrics for the manifest.
+
+    Raises:
+        CalibrationError: If a sum is not finite.
     """
     dense = _score_dense(loaded, task, selection, recipe, out, progress)
     batches, tokens = _batches(loaded, task, calibration, recipe)

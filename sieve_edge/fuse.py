@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from sieve_edge.artifacts import MatrixSpec, PruningPlan, disk_errors, write_json
+from sieve_edge.artifacts import MatrixSpec, PruningPlan, write_json
 from sieve_edge.config import Recipe, Task
 from sieve_edge.errors import ArtifactError
 from sieve_edge.model.bank import ProjectionBank
@@ -20,6 +20,7 @@ from sieve_edge.model.load import LoadedModel, shared_copy
 from sieve_edge.model.matrices import count_params, linear_params, stacked_bias
 from sieve_edge.model.pivots import pivot
 from sieve_edge.model.statistics import narrow_side
+from sieve_edge.model.tensors import tensor_disk_errors
 from sieve_edge.progress import Progress
 from sieve_edge.protocols import Float64
 from sieve_edge.task.evaluate import fit_prior, label_log_likelihoods, measure
@@ -201,7 +202,7 @@ def _check_params(model: Any, loaded: LoadedModel, layout: dict[str, Any]) -> di
 
 
 def _save(model: Any, tokenizer: Any, layout: dict[str, Any], out: Path) -> None:
-    with disk_errors(out):
+    with tensor_disk_errors(out):
         state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
         model.save_pretrained(out, state_dict=state, safe_serialization=True)
         write_sieve_config(model, layout, out)

@@ -1,6 +1,5 @@
 """The command line: ``sieve-edge``. Maps errors to exit codes, in one place."""
 
-import errno
 import sys
 from typing import Any
 
@@ -35,14 +34,6 @@ class SieveGroup(click.Group):
         except KeyboardInterrupt:
             click.echo("interrupted: finished work is kept, and the same command goes on from there", err=True)
             ctx.exit(INTERRUPTED)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            click.echo(
-                f"error: the disk is full ({error.filename or 'writing an artifact'}); finished stages are kept",
-                err=True,
-            )
-            ctx.exit(SieveError.exit_code)
 
 
 @click.group(cls=SieveGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

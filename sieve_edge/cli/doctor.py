@@ -13,7 +13,7 @@ from typing import Any
 import click
 import psutil
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from sieve_edge.config import Target
 from sieve_edge.errors import SieveError
@@ -29,7 +29,7 @@ _GPU_SECONDS = 20
 def doctor() -> None:
     """Show what this machine has, and what each shipped target would need."""
     facts = inspect_machine()
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False, highlight=False)
     for table in _tables(facts):
         console.print(table)
     click.echo(json.dumps(facts, separators=(",", ":")))
@@ -124,7 +124,7 @@ def _tables(facts: dict[str, Any]) -> list[Table]:
     for extra, packages in facts["extras"].items():
         for package, version in packages.items():
             extras.add_row(extra, package, version or "not installed")
-    targets = Table("target", "missing", "how to get it")
+    targets = Table("target", Column("missing", overflow="fold"), Column("how to get it", overflow="fold"))
     for name, missing in facts["targets"].items():
         if not missing:
             targets.add_row(name, "nothing", f"sieve-edge build --target {name}")

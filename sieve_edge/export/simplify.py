@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import helper, numpy_helper, shape_inference
 
 Dims = Sequence[int | str]
@@ -62,7 +63,7 @@ def _fold_integers_(graph: onnx.GraphProto) -> None:
             node.CopyFrom(_constant(node.output[0], result))
 
 
-def _integer_result(node: onnx.NodeProto, values: Sequence[np.ndarray]) -> np.ndarray | None:
+def _integer_result(node: onnx.NodeProto, values: Sequence[NDArray[np.int64]]) -> NDArray[np.int64] | None:
     if node.op_type == "Cast" and node.attribute[0].i == onnx.TensorProto.INT64:
         return values[0]
     if node.op_type == "Unsqueeze":
@@ -74,25 +75,30 @@ def _integer_result(node: onnx.NodeProto, values: Sequence[np.ndarray]) -> np.nd
 
 
 def _unwrap_expands_(graph: onnx.GraphProto) -> None:
-    """Take out the exporter's detour for sizes of -1 where an expand has none: it hides the shape from inference."""
+    """Take out the exporter's run-time test for sizes of -1 in an expand: it hides the shape from inference."""
     made_by = {name: node for node in graph.node for name in node.output}
     constants = _constants(graph)
-
-    def literal(name: str) -> np.ndarray | None:
-        maker = made_by.get(name)
-        return literal(maker.input[0]) if maker and maker.op_type == "Unsqueeze" else constants.get(name)
-
+    nodes: list[onnx.NodeProto] = []
     for node in graph.node:
         choice = made_by.get(node.input[1]) if node.op_type == "Expand" else None
-        if choice is None or choice.op_type != "Where":
-            continue
-        shape = made_by.get(choice.input[2])
+        shape = made_by.get(choice.input[2]) if choice and choice.op_type == "Where" else None
         sizes = made_by.get(shape.input[0]) if shape and shape.op_type == "Reshape" else None
-        if sizes is None or sizes.op_type != "Concat":
-            continue
-        literals = [value for value in map(literal, sizes.input) if value is not None]
-        if all((value >= 0).all() for value in literals):
-            node.input[1] = sizes.output[0]
+        if sizes and sizes.op_type == "Concat":
+            one, joined = node.output[0] + ".one", node.output[0] + ".sizes"
+            parts = [one if _keeps_size(made_by, constants, name) else name for name in sizes.input]
+            nodes.append(_constant(one, np.ones(1, dtype=np.int64)))
+            nodes.append(helper.make_node("Concat", parts, [joined], name=joined + ".Concat", axis=0))
+            node.input[1] = joined
+        nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _keeps_size(made_by: Mapping[str, onnx.NodeProto], constants: Mapping[str, NDArray[np.int64]], name: str) -> bool:
+    """Say whether a part of an expand's shape is PyTorch's -1; ONNX writes 1 for it."""
+    maker = made_by.get(name)
+    value = constants.get(maker.input[0] if maker and maker.op_type == "Unsqueeze" else name)
+    return value is not None and bool((value == -1).all())
 
 
 def _reshape_values(source: Dims | None, result: Dims | None) -> list[int] | None:
@@ -125,7 +131,7 @@ def _expand_values(source: Dims | None, result: Dims | None) -> list[int] | None
     return values
 
 
-def _known_dimension(dims: Dims | None, index: np.ndarray | None) -> np.ndarray | None:
+def _known_dimension(dims: Dims | None, index: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
     if dims is None or index is None or index.size != 1:
         return None
     size = dims[int(index.reshape(-1)[0])]
@@ -142,7 +148,7 @@ def _used(nodes: Sequence[onnx.NodeProto], outputs: Sequence[str]) -> list[onnx.
     return kept[::-1]
 
 
-def _constants(graph: onnx.GraphProto) -> Mapping[str, np.ndarray]:
+def _constants(graph: onnx.GraphProto) -> Mapping[str, NDArray[np.int64]]:
     return {
         node.output[0]: numpy_helper.to_array(node.attribute[0].t)
         for node in graph.node
@@ -150,7 +156,7 @@ def _constants(graph: onnx.GraphProto) -> Mapping[str, np.ndarray]:
     }
 
 
-def _constant(name: str, value: np.ndarray) -> onnx.NodeProto:
+def _constant(name: str, value: NDArray[np.int64]) -> onnx.NodeProto:
     return helper.make_node("Constant", [], [name], name=name + ".Constant", value=numpy_helper.from_array(value))
 
 

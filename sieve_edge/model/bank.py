@@ -8,11 +8,10 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from sieve_edge.artifacts import disk_errors
 from sieve_edge.errors import ArtifactError
+from sieve_edge.model.tensors import write_tensors
 
 
 def factors_file(folder: Path, matrix: str) -> Path:
@@ -142,11 +141,5 @@ class ProjectionBank:
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    plain = {
-        name: (value.float() if name.startswith(("down", "up")) else value).contiguous()
-        for name, value in tensors.items()
-    }
-    part = path.with_name(path.name + ".part")
-    with disk_errors(path):
-        save_file(plain, part)
-        part.replace(path)
+    factors = ("down", "up")
+    write_tensors(path, {name: value.float() if name.startswith(factors) else value for name, value in tensors.items()})

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from sieve_edge.artifacts import MatrixSpec, disk_errors
+from sieve_edge.artifacts import MatrixSpec
 from sieve_edge.errors import ArtifactError
+from sieve_edge.model.tensors import write_tensors
 
 _BLOCKS = 4
 
@@ -91,6 +91,9 @@ def watch_grams(
 
     Yields:
         Nothing.
+
+    Raises:
+        ValueError: If the output of a stack of several modules is asked for.
     """
     handles = []
     for spec in specs:
@@ -214,10 +217,7 @@ def save_moments(path: Path, sums: Mapping[str, Tensor], progress: Mapping[str, 
         sums: Name -> float64 tensor.
         progress: How far the pass is, kept as the file's metadata.
     """
-    part = path.with_name(path.name + ".part")
-    with disk_errors(path):
-        save_file({name: value.contiguous().cpu() for name, value in sums.items()}, part, metadata=dict(progress))
-        part.replace(path)
+    write_tensors(path, sums, progress)
 
 
 def load_moments(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

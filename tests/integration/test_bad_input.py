@@ -14,7 +14,13 @@ QUICK = ("--set", "calibration_tokens=600", "--set", "threads=1", "--set", "lear
 @pytest.fixture
 def options(pico, toy_task, toy_target, tmp_path):
     def make(**changes):
-        chosen = {"target": toy_target, "task": toy_task, "model": pico("llama"), "run-dir": tmp_path / "run", **changes}
+        chosen = {
+            "target": toy_target,
+            "task": toy_task,
+            "model": pico("llama"),
+            "run-dir": tmp_path / "run",
+            **changes,
+        }
         return [word for name, value in chosen.items() for word in (f"--{name}", value)] + list(QUICK)
 
     return make
@@ -108,7 +114,9 @@ def test_too_few_calibration_tokens(options):
 
 
 def test_a_task_that_the_dense_model_cannot_do_is_refused(options, toy_task, tmp_path):
-    task = changed_task(toy_task, tmp_path, prompt="Nothing about it . {text} the screen is", labels={"0": " it", "1": " of"})
+    task = changed_task(
+        toy_task, tmp_path, prompt="Nothing about it . {text} the screen is", labels={"0": " it", "1": " of"}
+    )
     data = yaml.safe_load(task.read_text())
     rows = [f"the film was it number{index} of,{index % 2}" for index in range(700)]
     (tmp_path / "noise.csv").write_text("text,label\n" + "\n".join(rows) + "\n")

@@ -43,10 +43,10 @@ class Workload(Strict):
         None, description="Prompt length in tokens; left out, the median of the task's test prompts."
     )
     decode_tokens: PositiveInt = Field(
-        32, description="Tokens decoded one by one after the prompt, for the time per token."
+        16, description="Tokens decoded one by one after the prompt, for the time per token."
     )
     repeats: Annotated[int, Field(ge=3)] = Field(
-        30, description="Interleaved repeats of each timing, dense and pruned in turn."
+        20, description="Interleaved repeats of each timing, dense and pruned in turn."
     )
 
 

@@ -1,6 +1,8 @@
 """Loads a dense model: the only importer of transformers' Auto classes for base models."""
 
+import contextlib
 import copy
+import io
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -74,9 +76,11 @@ def load_model(source: ModelSource, device: str) -> LoadedModel:
         tokenizer = AutoTokenizer.from_pretrained(source.folder, **extra)
         if source.gguf:
             extra["quantization_config"] = GgufConfig(dequantize=True)
-        model = AutoModelForCausalLM.from_pretrained(
-            source.folder, dtype=torch.float32, attn_implementation="eager", **extra
-        )
+        # transformers draws a bar of its own for a GGUF, which a log cannot show.
+        with contextlib.redirect_stderr(io.StringIO()):
+            model = AutoModelForCausalLM.from_pretrained(
+                source.folder, dtype=torch.float32, attn_implementation="eager", **extra
+            )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"model '{source.reference}': cannot load it ({_first_line(error)}); is the download complete?"

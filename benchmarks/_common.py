@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from sieve_edge.artifacts import write_json
 from sieve_edge.config import Recipe, Target, Task
+from sieve_edge.files import write_json
 from sieve_edge.model.load import LoadedModel, load_model
 from sieve_edge.model.source import find_model
 from sieve_edge.resolve import load_recipe, load_target, load_task

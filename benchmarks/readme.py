@@ -15,8 +15,8 @@ from typing import Any
 import click
 from click.testing import CliRunner
 
-from sieve_edge.artifacts import read_json, write_json
 from sieve_edge.cli import cli
+from sieve_edge.files import read_json, write_json
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sieve_edge.artifacts import disk_errors
 from sieve_edge.config import LearnRecipe, Recipe, Task
 from sieve_edge.errors import CalibrationError, TaskError
+from sieve_edge.files import disk_errors
 from sieve_edge.model.flat import TorchTextModel, flat_forward
 from sieve_edge.model.load import LoadedModel
 from sieve_edge.model.statistics import Moments, load_moments, narrow_side, save_moments, watch_fishers, watch_grams

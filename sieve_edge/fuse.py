@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from sieve_edge.artifacts import MatrixSpec, PruningPlan, write_json
+from sieve_edge.artifacts import MatrixSpec, PruningPlan
 from sieve_edge.config import Recipe, Task
 from sieve_edge.errors import ArtifactError
+from sieve_edge.files import write_json
 from sieve_edge.model.bank import ProjectionBank
 from sieve_edge.model.factored import FactoredLinear, factored_params, install_
 from sieve_edge.model.flat import TorchTextModel, flat_forward

@@ -10,17 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from sieve_edge import STAGES, Stage
-from sieve_edge.artifacts import (
-    MANIFEST,
-    Manifest,
-    describe_outputs,
-    digest,
-    disk_errors,
-    is_current,
-    read_manifest,
-    verify,
-    write_manifest,
-)
+from sieve_edge.artifacts import MANIFEST, Manifest, describe_outputs, is_current, read_manifest, verify, write_manifest
+from sieve_edge.files import digest, disk_errors
 from sieve_edge.stages import STAGE_FUNCTIONS, Result, Run, stage_settings
 from sieve_edge.task.examples import splits_sha256
 

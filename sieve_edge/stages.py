@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sieve_edge.artifacts import PruningPlan, read_json, read_manifest
+from sieve_edge.artifacts import PruningPlan, read_manifest
 from sieve_edge.config import Recipe, Target, Task
+from sieve_edge.files import read_json
 from sieve_edge.model.source import ModelSource
 from sieve_edge.progress import Progress
 from sieve_edge.protocols import Float64

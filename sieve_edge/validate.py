@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from sieve_edge.artifacts import digest, read_json, write_json
 from sieve_edge.config import Target, Task
 from sieve_edge.device.process import run_worker
 from sieve_edge.errors import ArtifactError
+from sieve_edge.files import digest, read_json, write_json
 from sieve_edge.progress import Progress
 from sieve_edge.protocols import Float64, Int64
 from sieve_edge.task.evaluate import accuracy_interval, balanced_accuracy, loss_interval, predict, relative_loss

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sieve_edge.artifacts import disk_errors
 from sieve_edge.errors import ArtifactError
+from sieve_edge.files import disk_errors
 from sieve_edge.protocols import Float32, Int64, TextModel
 
 REFERENCE = "reference.npz"

@@ -5,8 +5,8 @@ from typing import Any
 
 import onnx
 
-from sieve_edge.artifacts import disk_errors, read_json, write_json
 from sieve_edge.export.weights import GRAPH
+from sieve_edge.files import disk_errors, read_json, write_json
 
 TOKENIZER_CLASS = "PreTrainedTokenizerFast"
 # Written by transformers 5 about where the tokenizer was loaded from.

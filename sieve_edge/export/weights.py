@@ -7,8 +7,8 @@ import onnx
 from onnx import TensorProto, external_data_helper
 from torch import Tensor, nn
 
-from sieve_edge.artifacts import disk_errors
 from sieve_edge.errors import ArtifactError
+from sieve_edge.files import disk_errors
 
 GRAPH = "model.onnx"
 DATA = "model.onnx.data"

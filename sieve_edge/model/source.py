@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from sieve_edge.artifacts import digest, file_sha256
 from sieve_edge.errors import ModelError
+from sieve_edge.files import digest, file_sha256
 from sieve_edge.resolve import package_file
 
 WEIGHT_SUFFIXES = (".safetensors", ".gguf")

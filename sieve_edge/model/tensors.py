@@ -8,8 +8,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sieve_edge.artifacts import disk_errors
 from sieve_edge.errors import ArtifactError
+from sieve_edge.files import disk_errors
 
 
 @contextlib.contextmanager

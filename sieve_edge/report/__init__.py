@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sieve_edge.artifacts import Manifest, read_json, write_json
+from sieve_edge.artifacts import Manifest
+from sieve_edge.files import read_json, write_json
 from sieve_edge.report.markdown import write_report
 
 

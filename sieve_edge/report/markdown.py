@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sieve_edge.artifacts import disk_errors
+from sieve_edge.files import disk_errors
 
 PAGE = "report.md"
 _TIMES = (

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from sieve_edge.artifacts import PruningPlan, write_json
+from sieve_edge.artifacts import PruningPlan
 from sieve_edge.config import Recipe, Target, Task
+from sieve_edge.files import write_json
 from sieve_edge.model.bank import ProjectionBank
 from sieve_edge.model.levels import kept_params, merged_levels, ranks_at
 from sieve_edge.model.load import LoadedModel

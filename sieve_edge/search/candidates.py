@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from sieve_edge.artifacts import append_jsonl, read_jsonl
 from sieve_edge.config import Recipe, Task
+from sieve_edge.files import append_jsonl, read_jsonl
 from sieve_edge.model.bank import ProjectionBank
 from sieve_edge.model.flat import TorchTextModel
 from sieve_edge.model.levels import Ranks

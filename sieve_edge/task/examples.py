@@ -5,9 +5,9 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from sieve_edge.artifacts import digest
 from sieve_edge.config import Source, Task
 from sieve_edge.errors import TaskError
+from sieve_edge.files import digest
 from sieve_edge.resolve import package_file
 
 SPLITS = ("calibration", "selection", "test", "transfer")

@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from sieve_edge.artifacts import read_json, read_manifest
+from sieve_edge.artifacts import read_manifest
+from sieve_edge.files import read_json
 from sieve_edge.model.factored import factored_params
 from tests.command import command, last_json
 

@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from sieve_edge.artifacts import read_json, read_manifest
+from sieve_edge.artifacts import read_manifest
+from sieve_edge.files import read_json
 from tests.command import command, start
 
 QUICK = ("--set", "calibration_tokens=3000", "--set", "threads=1", "--set", "learn.fisher_prompts=64")

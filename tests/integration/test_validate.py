@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from sieve_edge import validate as stage
-from sieve_edge.artifacts import read_json
 from sieve_edge.device.process import run_worker
 from sieve_edge.device.runtimes import OrtTextModel
 from sieve_edge.errors import ArtifactError
+from sieve_edge.files import read_json
 from sieve_edge.progress import Progress
 from sieve_edge.report.markdown import write_report
 from sieve_edge.task.evaluate import balanced_accuracy, label_log_likelihoods

@@ -8,21 +8,9 @@ from typing import Any
 
 import pytest
 
-from sieve_edge.artifacts import (
-    MANIFEST,
-    Manifest,
-    append_jsonl,
-    describe_outputs,
-    digest,
-    is_current,
-    read_json,
-    read_jsonl,
-    read_manifest,
-    verify,
-    write_json,
-    write_manifest,
-)
+from sieve_edge.artifacts import MANIFEST, Manifest, describe_outputs, is_current, read_manifest, verify, write_manifest
 from sieve_edge.errors import ArtifactError
+from sieve_edge.files import append_jsonl, digest, read_json, read_jsonl, write_json
 
 
 @pytest.fixture

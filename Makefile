@@ -32,8 +32,8 @@ check: setup  ## Run the static checks only: format, lint, types, imports, docst
 test-slow: setup  ## Run the tests that take minutes each
 	$(PY) -m pytest -m slow $(ARGS)
 
-test-interop: setup  ## Load the exported folder with other libraries, in environments of their own
-	$(PY) tests/interop/check_interop.py $(ARGS)
+test-interop: build  ## Load TARGET's exported folder with optimum and onnxruntime-genai, in environments of their own
+	$(PY) tests/interop/check_interop.py runs/*-$(TARGET)/export/pruned .interop
 
 bench: setup  ## Run every benchmark in its short form; results in benchmarks/results
 	set -e; for name in $(BENCHMARKS); do $(PY) -m benchmarks.$$name --quick; done

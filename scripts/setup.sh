@@ -91,7 +91,7 @@ main() {
     install_extras $wanted
     # shellcheck disable=SC2086
     echo "$key" $wanted >"$stamp"
-    say "done"
+    say "done in $SECONDS s"
 }
 
 main "$@"

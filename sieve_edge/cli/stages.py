@@ -49,6 +49,8 @@ def build(**options: Any) -> None:
 
     run, manifests = _run(until=STAGES[-1].verb, **options)
     result = finish(run.root, manifests, _command(options))
+    spent = ", ".join(f"{verb} {seconds:.0f} s" for verb, seconds in result["seconds"].items())
+    run.progress.say(f"time: {spent}, together {sum(result['seconds'].values()):.0f} s")
     run.progress.say(f"report: {result['report']}")
     click.echo(json.dumps(result, separators=(",", ":")))
     missed = [check for check in result["checks"] if not check["passed"]]

@@ -140,7 +140,7 @@ class LearnRecipe(Strict):
     output_metric: Literal["fisher", "identity"] = Field(
         "fisher", description="Metric of the output error: Fisher information of the answer, or plain least squares."
     )
-    fisher_prompts: PositiveInt = Field(256, description="Prompts with one backward pass each for the Fisher metric.")
+    fisher_prompts: PositiveInt = Field(128, description="Prompts with one backward pass each for the Fisher metric.")
     fisher_damping: Annotated[float, Field(gt=0.0)] = Field(
         0.3, description="Identity added to the Fisher matrix, as a fraction of its mean eigenvalue."
     )

@@ -176,6 +176,7 @@ def train(model: Any, seed: int = 0) -> float:
 
 def make_pico(family: str, folder: Path, seed: int = 0) -> Path:
     """Train a pico model of a family and save it with its tokenizer as a Hugging Face directory."""
+    assert family in FAMILIES, family
     model = make_model(family, seed)
     accuracy = train(model, seed)
     if accuracy < 0.9:

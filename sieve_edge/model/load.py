@@ -5,12 +5,13 @@ import copy
 import io
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from sieve_edge.artifacts import MatrixSpec
@@ -73,7 +74,7 @@ def load_model(source: ModelSource, device: str) -> LoadedModel:
     if config.model_type not in known_architectures():
         find_matrices(nn.Module(), config.model_type)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source.folder, **extra)
+        tokenizer = _tokenizer_class(source).from_pretrained(source.folder, **extra)
         if source.gguf:
             extra["quantization_config"] = GgufConfig(dequantize=True)
         # transformers draws a bar of its own for a GGUF, which a log cannot show.
@@ -106,6 +107,15 @@ def shared_copy(model: Any) -> Any:
     """
     tensors = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
+def _tokenizer_class(source: ModelSource) -> Any:
+    """Choose the class that reads tokenizer.json as it stands, which is what every runtime will read.
+
+    The Auto class may choose the family's own instead, which builds its tokens anew from the vocabulary.
+    """
+    exact = source.gguf is None and (Path(source.folder) / "tokenizer.json").is_file()
+    return PreTrainedTokenizerFast if exact else AutoTokenizer
 
 
 def _quiet() -> None:

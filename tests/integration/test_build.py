@@ -11,8 +11,9 @@ from sieve_edge.artifacts import read_manifest
 from sieve_edge.files import read_json
 from sieve_edge.model.factored import factored_params
 from tests.command import command, last_json
+from tests.pico import FAMILIES
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma3", "gpt2")
+
 QUICK = ("--set", "calibration_tokens=1500", "--set", "threads=1", "--set", "learn.fisher_prompts=64")
 KEYS = (
     *("passed", "artifact", "report", "workload.prompt_tokens", "workload.answer_tokens", "max_logit_difference"),

@@ -9,7 +9,7 @@ from sieve_edge.model.load import load_model
 from sieve_edge.model.source import find_model
 from sieve_edge.task.evaluate import PREFIX_TOLERANCE, SHARED_PREFIX_TOKENS, label_log_likelihoods
 
-FAMILIES = ("llama", "mistral", "gemma3", "gpt2")
+FAMILIES = ("llama", "mistral", "gemma3_text", "gpt2")
 ANSWERS = [[5], [6, 7, 8], [6, 9]]
 
 

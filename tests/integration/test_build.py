@@ -13,7 +13,6 @@ from sieve_edge.model.factored import factored_params
 from tests.command import command, last_json
 from tests.pico import FAMILIES
 
-
 QUICK = ("--set", "calibration_tokens=1500", "--set", "threads=1", "--set", "learn.fisher_prompts=64")
 KEYS = (
     *("passed", "artifact", "report", "workload.prompt_tokens", "workload.answer_tokens", "max_logit_difference"),

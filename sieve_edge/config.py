@@ -158,7 +158,7 @@ class SearchRecipe(Strict):
         0.05, description="How closely the uniform strategy finds its factor, between two levels of the grid."
     )
     batch_tokens: PositiveInt = Field(
-        1024, description="Padded tokens scored in one batch; fixed, so that scores do not depend on the machine."
+        1024, description="Tokens scored in one batch; fixed, so that scores do not depend on the machine."
     )
 
 

@@ -24,7 +24,7 @@ FACTS = "sieve_edge.json"
 REPORT = "report.json"
 SPLITS = ("test", "transfer")
 BATCH_TOKENS = 1024
-"""Padded tokens scored in one batch; fixed, so that scores do not depend on the machine."""
+"""Tokens scored in one batch; fixed, so that scores do not depend on the machine."""
 
 MAX_LOGIT_DIFFERENCE = 5e-3
 """Largest absolute difference from the reference logits, float32."""

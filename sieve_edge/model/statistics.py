@@ -3,6 +3,7 @@
 Dimension key: N rows (tokens), D features of the side that is watched, I in_features, O out_features.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -217,7 +218,8 @@ def save_moments(path: Path, sums: Mapping[str, Tensor], progress: Mapping[str, 
         sums: Name -> float64 tensor.
         progress: How far the pass is, kept as the file's metadata.
     """
-    write_tensors(path, sums, progress)
+    # One key: safetensors writes several in no fixed order, and equal runs must give equal files.
+    write_tensors(path, sums, {"progress": json.dumps(dict(progress), sort_keys=True)})
 
 
 def load_moments(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -233,7 +235,7 @@ def load_moments(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {}, {}
     opened: Any = safe_open(path, framework="pt")
     with opened as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+        return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["progress"])  # noqa: SIM118
 
 
 def _without_bias(module: Any, output: Tensor) -> Tensor:

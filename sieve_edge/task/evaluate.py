@@ -30,14 +30,15 @@ def label_log_likelihoods(
 ) -> Float64:
     """Score every label of every prompt: the sum of the log-likelihoods of the label's tokens.
 
-    Prompts are sorted by length and batched to at most ``batch_tokens`` padded tokens, so batches do not depend
-    on the machine. A prefix that all prompts share is computed once.
+    Prompts of one length are batched, to at most ``batch_tokens`` tokens, so batches do not depend on the machine. A
+    prefix that all prompts share is computed once. There is no padding: between a cached prefix and a prompt it would
+    count as distance in a sliding window.
 
     Args:
         model: Model in any runtime.
         prompts: N token lists.
         answers: K token lists, one for each label.
-        batch_tokens: Padded tokens of one batch.
+        batch_tokens: Tokens of one batch.
         progress: Told how many prompts were just scored.
         share_prefix: Whether a shared prefix may be cached.
 
@@ -50,7 +51,7 @@ def label_log_likelihoods(
         ids_1T = np.asarray([prompts[0][:shared]], dtype=np.int64)
         _, past = model.forward(ids_1T, np.ones_like(ids_1T), np.arange(shared, dtype=np.int64)[None], [], 1)
     scores_NK = np.zeros((len(prompts), len(answers)))
-    for rows in length_batches([len(prompt) - shared for prompt in prompts], batch_tokens):
+    for rows in length_batches([len(prompt) - shared for prompt in prompts], batch_tokens, mixed=False):
         tails = [prompts[row][shared:] for row in rows]
         scores_NK[rows] = _score_batch(model, tails, answers, past, shared)
         if progress:
@@ -58,19 +59,21 @@ def label_log_likelihoods(
     return scores_NK
 
 
-def length_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+def length_batches(lengths: Sequence[int], batch_tokens: int, *, mixed: bool = True) -> list[list[int]]:
     """Group rows of like length.
 
     Args:
         lengths: Tokens of each row.
         batch_tokens: Padded tokens of one batch; a longer row is a batch of its own.
+        mixed: Whether a batch may hold rows of different lengths.
 
     Returns:
         Row indices of each batch, shortest first.
     """
     batches: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda index: (lengths[index], index)):
-        if batches and (len(batches[-1]) + 1) * lengths[row] <= batch_tokens:
+        fits = bool(batches) and (len(batches[-1]) + 1) * lengths[row] <= batch_tokens
+        if fits and (mixed or lengths[batches[-1][0]] == lengths[row]):
             batches[-1].append(row)
         else:
             batches.append([row])

@@ -10,7 +10,7 @@ from sieve_edge.artifacts import read_manifest
 from sieve_edge.files import read_json
 from tests.command import command, start
 
-QUICK = ("--set", "calibration_tokens=3000", "--set", "threads=1", "--set", "learn.fisher_prompts=64")
+QUICK = ("--set", "calibration_tokens=2000", "--set", "threads=1", "--set", "learn.fisher_prompts=64")
 
 
 def options(pico, toy_task, toy_target, folder):

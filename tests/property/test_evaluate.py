@@ -72,6 +72,8 @@ def test_batches_hold_every_row_once_and_stay_within_their_tokens(lengths, limit
     assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(lengths[row] for row in batch) <= limit
+    for batch in length_batches(lengths, limit, mixed=False):
+        assert len({lengths[row] for row in batch}) == 1
 
 
 @given(st.lists(st.lists(st.integers(1, 50), min_size=1, max_size=9), min_size=1, max_size=6), st.integers(0, 20))

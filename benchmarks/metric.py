@@ -1,0 +1,87 @@
+"""The output metric of the closed form: ``python -m benchmarks.metric``.
+
+Fisher metric of the answer against plain least squares, from the statistics of a finished calibrate stage (made first if
+it is missing), at equal parameters: KL divergence of the next-token distribution (full vocabulary, dense || pruned, in
+nats) and balanced accuracy, on calibration examples that the statistics did not see.
+"""
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks._common import Demo, finish, load_demo, options
+from sieve_edge.calibrate import label_ids
+from sieve_edge.learn import learn
+from sieve_edge.model.bank import ProjectionBank
+from sieve_edge.model.flat import TorchTextModel
+from sieve_edge.model.levels import kept_params, ranks_at
+from sieve_edge.model.load import shared_copy
+from sieve_edge.model.matrices import linear_params
+from sieve_edge.model.statistics import CalibrationStats
+from sieve_edge.model.switchable import install_switchable_, switch_
+from sieve_edge.pipeline import build
+from sieve_edge.progress import Progress
+from sieve_edge.stages import Run
+from sieve_edge.task.evaluate import label_log_likelihoods, measure
+
+
+def main() -> None:
+    """Run the benchmark."""
+    arguments = options(__doc__)
+    started = time.perf_counter()
+    demo = load_demo(arguments)
+    source = demo.loaded.source
+    root = Path("runs") / f"{source.name}-{demo.task.name}-{demo.target.name}"
+    run = Run(source, demo.task, demo.target, demo.recipe, root, Progress())
+    build(run, until="calibrate")
+    stats = CalibrationStats(run.folder("calibrate"))
+    unseen = 100 if arguments.quick else 300
+    rows = []
+    for metric in ("identity", "fisher"):
+        recipe = demo.recipe.learn.model_copy(update={"output_metric": metric})
+        with tempfile.TemporaryDirectory() as folder:
+            learn(demo.loaded, stats, recipe, {}, 0, Path(folder), run.progress)
+            factors = (0.6,) if arguments.quick else (0.75, 0.6, 0.5)
+            rows += [_measure(demo, ProjectionBank(Path(folder)), metric, factor, unseen) for factor in factors]
+    finish("metric", demo, arguments, started, rows)
+
+
+def _measure(demo: Demo, bank: ProjectionBank, metric: str, factor: float, unseen: int) -> dict[str, Any]:
+    specs, storage = demo.loaded.specs, demo.target.storage
+    ranks = ranks_at(specs, factor, storage, demo.target.rank_multiple)
+    pruned = shared_copy(demo.loaded.model)
+    switch_(install_switchable_(pruned, specs, bank), ranks)
+    examples = demo.splits["calibration"][-unseen:]
+    prompts = [demo.loaded.encode(example.prompt) for example in examples]
+    divergences = [_divergence(demo.loaded.model, pruned, prompt) for prompt in prompts[:100]]
+    answers, batch_tokens = label_ids(demo.loaded, demo.task), demo.recipe.search.batch_tokens
+    scores_NK = label_log_likelihoods(TorchTextModel(pruned, "cpu"), prompts, answers, batch_tokens)
+    return {
+        "metric": metric,
+        "factor": factor,
+        "kept": kept_params(specs, ranks, storage) / linear_params(specs),
+        "KL": float(np.mean(divergences)),
+        "unseen accuracy": measure(scores_NK, np.array([example.label for example in examples]))["corrected"],
+        "examples": unseen,
+    }
+
+
+@torch.inference_mode()
+def _divergence(dense: Any, pruned: Any, prompt: list[int]) -> float:
+    ids_1T = torch.tensor([prompt])
+    log_dense_V, log_pruned_V = (_last(model, ids_1T) for model in (dense, pruned))
+    return float((log_dense_V.exp() * (log_dense_V - log_pruned_V)).sum())
+
+
+def _last(model: Any, ids_1T: Tensor) -> Tensor:
+    last: Tensor = model(ids_1T, logits_to_keep=1).logits[0, -1].double().log_softmax(-1)
+    return last
+
+
+if __name__ == "__main__":
+    main()

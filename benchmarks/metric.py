@@ -1,8 +1,8 @@
 """The output metric of the closed form: ``python -m benchmarks.metric``.
 
-Fisher metric of the answer against plain least squares, from the statistics of a finished calibrate stage (made first if
-it is missing), at equal parameters: KL divergence of the next-token distribution (full vocabulary, dense || pruned, in
-nats) and balanced accuracy, on calibration examples that the statistics did not see.
+Fisher metric of the answer against plain least squares, from the statistics of a finished calibrate stage (made first
+if it is missing), at equal parameters: KL divergence of the next-token distribution (full vocabulary, dense || pruned,
+in nats) and balanced accuracy, on calibration examples that the statistics did not see.
 """
 
 import tempfile

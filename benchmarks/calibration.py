@@ -18,7 +18,7 @@ def main() -> None:
     arguments = options(__doc__)
     started = time.perf_counter()
     demo = load_demo(arguments)
-    prompts = demo.prompts("calibration", 90 if arguments.quick else 280)
+    prompts = demo.prompts("calibration", 60 if arguments.quick else 280)
     batches = [
         [prompts[row] for row in rows] for rows in length_batches([len(item) for item in prompts], GRAM_BATCH_TOKENS)
     ]

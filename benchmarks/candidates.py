@@ -28,7 +28,7 @@ def main() -> None:
     arguments = options(__doc__)
     started = time.perf_counter()
     demo = load_demo(arguments)
-    prompts = demo.prompts("selection", 100 if arguments.quick else 400)
+    prompts = demo.prompts("selection", 30 if arguments.quick else 400)
     with tempfile.TemporaryDirectory() as folder:
         bank = _random_bank(demo, Path(folder))
         rows = [_measure(demo, bank, prompts, storage) for storage in ("pair", "pivoted")]

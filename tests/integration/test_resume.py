@@ -10,7 +10,8 @@ from sieve_edge.artifacts import read_manifest
 from sieve_edge.files import read_json
 from tests.command import command, start
 
-QUICK = ("--set", "calibration_tokens=2000", "--set", "threads=1", "--set", "learn.fisher_prompts=64")
+SETTINGS = ("calibration_tokens=2000", "threads=1", "learn.fisher_prompts=64", "search.resolution=0.005")
+QUICK = tuple(word for setting in SETTINGS for word in ("--set", setting))
 
 
 def options(pico, toy_task, toy_target, folder):

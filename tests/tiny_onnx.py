@@ -70,7 +70,7 @@ def write_folder(folder: Path, noise=0.0, bias=0.0, work=0, prior=(0.0, 0.0)):
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.save(str(folder / "tokenizer.json"))
     facts = {
-        "labels": LABELS,
+        "labels": [list(item) for item in LABELS.items()],
         "prior": {"dense": [0.0, 0.0], "pruned": list(prior)},
         "kept_fraction": {"linears": 0.5, "model": 0.7},
         "selection": {"dense": 0.9, "pruned": 0.88},

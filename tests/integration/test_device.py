@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from functools import partial
 
 import numpy as np
 import psutil
@@ -187,7 +188,15 @@ def test_interrupting_the_parent_or_killing_the_worker_leaves_no_process(folders
     job = {"job": "time", "folders": {"dense": str(folders["dense"])}, "prompt": [1, 2], "answer_tokens": 1}
     job |= {"decode_tokens": 2, "repeats": 10**7, "seed": 0, **CPU}
     command = [sys.executable, "-c", textwrap.dedent(script), json.dumps(job)]
-    parent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A shell's background job ignores Ctrl-C, and its children inherit that.
+    restore = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    parent = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=restore,  # noqa: PLW1509 (no threads yet)
+    )
     assert parent.stdout is not None
     assert parent.stdout.readline() == "1\n"
     (worker,) = psutil.Process(parent.pid).children()

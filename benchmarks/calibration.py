@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks._common import Demo, finish, load_demo, options
 from sieve_edge.calibrate import GRAM_BATCH_TOKENS, needed_sides, run_with_answers
 from sieve_edge.model.statistics import Moments
-from sieve_edge.task.evaluate import length_batches
+from sieve_edge.task.likelihood import length_batches
 
 
 def main() -> None:

@@ -27,7 +27,8 @@ from sieve_edge.model.switchable import install_switchable_, switch_
 from sieve_edge.pipeline import build
 from sieve_edge.progress import Progress
 from sieve_edge.stages import Run
-from sieve_edge.task.evaluate import label_log_likelihoods, measure
+from sieve_edge.task.evaluate import measure
+from sieve_edge.task.likelihood import label_log_likelihoods
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from sieve_edge.learn.projections import project_input_side, project_output_side
 from sieve_edge.model.factored import rank_for
 from sieve_edge.model.matrices import stacked_weight
 from sieve_edge.model.statistics import Moments
-from sieve_edge.task.evaluate import length_batches
+from sieve_edge.task.likelihood import length_batches
 
 FACTORS = (0.9, 0.5, 0.25)
 CUT = 1e-12

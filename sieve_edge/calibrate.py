@@ -19,16 +19,9 @@ from sieve_edge.model.flat import TorchTextModel, flat_forward
 from sieve_edge.model.load import LoadedModel
 from sieve_edge.model.statistics import Moments, load_moments, narrow_side, save_moments, watch_fishers, watch_grams
 from sieve_edge.progress import Progress
-from sieve_edge.task.evaluate import (
-    accuracy_interval,
-    balanced_accuracy,
-    fit_prior,
-    label_log_likelihoods,
-    length_batches,
-    pad_left,
-    predict,
-)
+from sieve_edge.task.evaluate import accuracy_interval, balanced_accuracy, fit_prior, predict
 from sieve_edge.task.examples import Example
+from sieve_edge.task.likelihood import label_log_likelihoods, length_batches, pad_left
 
 GRAM_BATCH_TOKENS = 2048
 FISHER_BATCH_TOKENS = 4096

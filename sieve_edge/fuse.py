@@ -24,8 +24,9 @@ from sieve_edge.model.statistics import narrow_side
 from sieve_edge.model.tensors import tensor_disk_errors
 from sieve_edge.progress import Progress
 from sieve_edge.protocols import Float64
-from sieve_edge.task.evaluate import fit_prior, label_log_likelihoods, measure
+from sieve_edge.task.evaluate import fit_prior, measure
 from sieve_edge.task.examples import Example
+from sieve_edge.task.likelihood import label_log_likelihoods
 
 
 def fuse(

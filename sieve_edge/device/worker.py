@@ -21,7 +21,7 @@ from sieve_edge.device.runtimes import OrtTextModel
 from sieve_edge.device.timing import time_models, timed_decode, timed_prefill
 from sieve_edge.errors import ArtifactError, ConfigError, EnvironmentMissing, SieveError
 from sieve_edge.protocols import Progress
-from sieve_edge.task.evaluate import label_log_likelihoods
+from sieve_edge.task.likelihood import label_log_likelihoods
 
 STATUS = Path("/proc/self/status")
 Tokens = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]

@@ -14,8 +14,9 @@ from sieve_edge.model.levels import Ranks
 from sieve_edge.model.load import LoadedModel, shared_copy
 from sieve_edge.model.switchable import install_switchable_, switch_
 from sieve_edge.progress import Progress
-from sieve_edge.task.evaluate import label_log_likelihoods, measure
+from sieve_edge.task.evaluate import measure
 from sieve_edge.task.examples import Example
+from sieve_edge.task.likelihood import label_log_likelihoods
 
 
 class CandidateScorer:

@@ -14,7 +14,7 @@ import pytest
 from sieve_edge.device.process import run_worker
 from sieve_edge.device.runtimes import OrtTextModel
 from sieve_edge.errors import ArtifactError, ConfigError, EnvironmentMissing, SieveError
-from sieve_edge.task.evaluate import label_log_likelihoods
+from sieve_edge.task.likelihood import label_log_likelihoods
 from tests.tiny_onnx import WORDS, build_graph, onnx, write_folder
 
 CPU = {"threads": 1, "provider": "CPUExecutionProvider"}

@@ -7,7 +7,7 @@ import torch
 from sieve_edge.model.flat import TorchTextModel
 from sieve_edge.model.load import load_model
 from sieve_edge.model.source import find_model
-from sieve_edge.task.evaluate import PREFIX_TOLERANCE, SHARED_PREFIX_TOKENS, label_log_likelihoods
+from sieve_edge.task.likelihood import PREFIX_TOLERANCE, SHARED_PREFIX_TOKENS, label_log_likelihoods
 
 FAMILIES = ("llama", "mistral", "gemma3_text", "gpt2")
 ANSWERS = [[5], [6, 7, 8], [6, 9]]

@@ -14,7 +14,8 @@ from sieve_edge.errors import ArtifactError
 from sieve_edge.files import read_json
 from sieve_edge.progress import Progress
 from sieve_edge.report.markdown import write_report
-from sieve_edge.task.evaluate import balanced_accuracy, label_log_likelihoods
+from sieve_edge.task.evaluate import balanced_accuracy
+from sieve_edge.task.likelihood import label_log_likelihoods
 from sieve_edge.validate import make_checks, validate, workload_prompt
 from tests.tiny_onnx import WORDS, make_examples, make_target, make_task, write_folder
 

@@ -11,12 +11,11 @@ from sieve_edge.task.evaluate import (
     balanced_accuracy,
     collapsed,
     fit_prior,
-    length_batches,
     loss_interval,
-    pad_left,
     predict,
     relative_loss,
 )
+from sieve_edge.task.likelihood import length_batches, pad_left
 
 labelled = st.integers(0, 10_000).map(
     lambda seed: (

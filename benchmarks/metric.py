@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks._common import Demo, finish, load_demo, options
+from benchmarks._common import Demo, finish, finished_run, load_demo, options
 from sieve_edge.calibrate import label_ids
 from sieve_edge.learn import learn
 from sieve_edge.model.bank import ProjectionBank
@@ -24,9 +24,6 @@ from sieve_edge.model.load import shared_copy
 from sieve_edge.model.matrices import linear_params
 from sieve_edge.model.statistics import CalibrationStats
 from sieve_edge.model.switchable import install_switchable_, switch_
-from sieve_edge.pipeline import build
-from sieve_edge.progress import Progress
-from sieve_edge.stages import Run
 from sieve_edge.task.evaluate import measure
 from sieve_edge.task.likelihood import label_log_likelihoods
 
@@ -36,10 +33,7 @@ def main() -> None:
     arguments = options(__doc__)
     started = time.perf_counter()
     demo = load_demo(arguments)
-    source = demo.loaded.source
-    root = Path("runs") / f"{source.name}-{demo.task.name}-{demo.target.name}"
-    run = Run(source, demo.task, demo.target, demo.recipe, root, Progress())
-    build(run, until="calibrate")
+    run = finished_run(demo, "calibrate")
     stats = CalibrationStats(run.folder("calibrate"))
     unseen = 100 if arguments.quick else 300
     rows = []

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._common import Demo, finish, load_demo, options
+from benchmarks._common import Demo, finish, finished_run, load_demo, options
 from sieve_edge.artifacts import PruningPlan
 from sieve_edge.calibrate import label_ids
 from sieve_edge.device.runtimes import OrtTextModel
@@ -24,9 +24,6 @@ from sieve_edge.model.flat import TorchTextModel
 from sieve_edge.model.levels import kept_params, ranks_at
 from sieve_edge.model.load import shared_copy
 from sieve_edge.model.matrices import linear_params
-from sieve_edge.pipeline import build
-from sieve_edge.progress import Progress
-from sieve_edge.stages import Run
 from sieve_edge.task.evaluate import measure
 from sieve_edge.task.likelihood import label_log_likelihoods
 
@@ -38,10 +35,7 @@ def main() -> None:
     arguments = options(__doc__)
     started = time.perf_counter()
     demo = load_demo(arguments)
-    source = demo.loaded.source
-    root = Path("runs") / f"{source.name}-{demo.task.name}-{demo.target.name}"
-    run = Run(source, demo.task, demo.target, demo.recipe, root, Progress())
-    build(run, until="learn")
+    run = finished_run(demo, "learn")
     bank = ProjectionBank(run.folder("learn"))
     factors = (0.75,) if arguments.quick else (0.9, 0.75, 0.6)
     with tempfile.TemporaryDirectory() as folder:

@@ -16,7 +16,10 @@ from sieve_edge.config import Recipe, Target, Task
 from sieve_edge.files import write_json
 from sieve_edge.model.load import LoadedModel, load_model
 from sieve_edge.model.source import find_model
+from sieve_edge.pipeline import build
+from sieve_edge.progress import Progress
 from sieve_edge.resolve import load_recipe, load_target, load_task
+from sieve_edge.stages import Run
 from sieve_edge.task.examples import Example, load_splits, splits_sha256
 
 RESULTS = Path(__file__).parent / "results"
@@ -75,6 +78,23 @@ def load_demo(arguments: argparse.Namespace) -> Demo:
     task, recipe = load_task(target.task), load_recipe(())
     loaded = load_model(find_model(target.model), recipe.device)
     return Demo(loaded, target, task, recipe, load_splits(task, recipe.seed))
+
+
+def finished_run(demo: Demo, until: str) -> Run:
+    """Open the demo's run, building first what is missing.
+
+    Args:
+        demo: Model, task and data.
+        until: Last stage that is needed.
+
+    Returns:
+        The run.
+    """
+    source = demo.loaded.source
+    root = Path("runs") / f"{source.name}-{demo.task.name}-{demo.target.name}"
+    run = Run(source, demo.task, demo.target, demo.recipe, root, Progress())
+    build(run, until)
+    return run
 
 
 def finish(

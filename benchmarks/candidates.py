@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from benchmarks._common import Demo, finish, load_demo, options
-from sieve_edge.calibrate import label_ids
 from sieve_edge.model.bank import ProjectionBank, write_nested
 from sieve_edge.model.flat import TorchTextModel
 from sieve_edge.model.levels import ranks_at
 from sieve_edge.model.load import shared_copy
 from sieve_edge.model.switchable import install_switchable_, switch_
+from sieve_edge.task.examples import label_ids
 from sieve_edge.task.likelihood import label_log_likelihoods, length_batches, pad_left
 
 FACTOR = 0.5
@@ -41,7 +41,7 @@ def _random_bank(demo: Demo, folder: Path) -> ProjectionBank:
         full = min(spec.in_features, spec.out_features)
         down_RI = torch.randn(full, spec.in_features, generator=generator) / full
         up_RO = torch.randn(full, spec.out_features, generator=generator) / full
-        write_nested(folder, spec.name, down_RI, up_RO, torch.zeros(full + 1, dtype=torch.float64), full)
+        write_nested(folder, spec.name, down_RI, up_RO, torch.zeros(full + 1, dtype=torch.float64), 1.0, full)
     return ProjectionBank(folder)
 
 
@@ -73,7 +73,7 @@ def _measure(demo: Demo, bank: ProjectionBank, prompts: list[list[int]], storage
 
 def _score(demo: Demo, model: torch.nn.Module, prompts: list[list[int]], *, share_prefix: bool) -> float:
     begun = time.perf_counter()
-    answers = label_ids(demo.loaded, demo.task)
+    answers = label_ids(demo.task, demo.loaded.encode)
     label_log_likelihoods(
         TorchTextModel(model, "cpu"), prompts, answers, demo.recipe.search.batch_tokens, None, share_prefix
     )

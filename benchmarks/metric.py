@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from benchmarks._common import Demo, finish, finished_run, load_demo, options
-from sieve_edge.calibrate import label_ids
 from sieve_edge.learn import learn
 from sieve_edge.model.bank import ProjectionBank
 from sieve_edge.model.flat import TorchTextModel
@@ -25,6 +24,7 @@ from sieve_edge.model.matrices import linear_params
 from sieve_edge.model.statistics import CalibrationStats
 from sieve_edge.model.switchable import install_switchable_, switch_
 from sieve_edge.task.evaluate import measure
+from sieve_edge.task.examples import label_ids
 from sieve_edge.task.likelihood import label_log_likelihoods
 
 
@@ -54,7 +54,7 @@ def _measure(demo: Demo, bank: ProjectionBank, metric: str, factor: float, unsee
     examples = demo.splits["calibration"][-unseen:]
     prompts = [demo.loaded.encode(example.prompt) for example in examples]
     divergences = [_divergence(demo.loaded.model, pruned, prompt) for prompt in prompts[:100]]
-    answers, batch_tokens = label_ids(demo.loaded, demo.task), demo.recipe.search.batch_tokens
+    answers, batch_tokens = label_ids(demo.task, demo.loaded.encode), demo.recipe.search.batch_tokens
     scores_NK = label_log_likelihoods(TorchTextModel(pruned, "cpu"), prompts, answers, batch_tokens)
     return {
         "metric": metric,

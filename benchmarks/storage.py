@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 
 from benchmarks._common import Demo, finish, finished_run, load_demo, options
-from sieve_edge.artifacts import PruningPlan
-from sieve_edge.calibrate import label_ids
 from sieve_edge.device.runtimes import OrtTextModel
 from sieve_edge.device.timing import time_models
 from sieve_edge.export.write import write_graph
@@ -25,6 +23,7 @@ from sieve_edge.model.levels import kept_params, ranks_at
 from sieve_edge.model.load import shared_copy
 from sieve_edge.model.matrices import linear_params
 from sieve_edge.task.evaluate import measure
+from sieve_edge.task.examples import label_ids
 from sieve_edge.task.likelihood import label_log_likelihoods
 
 UNSEEN = 300
@@ -61,9 +60,8 @@ def _candidate(
     specs = demo.loaded.specs
     ranks = ranks_at(specs, factor, storage, demo.target.rank_multiple)
     kept = kept_params(specs, ranks, storage) / linear_params(specs)
-    plan = PruningPlan({spec.name: factor for spec in specs}, ranks, storage, kept, kept, 0.0, 0.0, "uniform", 0, 0)
     model = shared_copy(demo.loaded.model)
-    _, fallbacks, largest = install_plan_(model, specs, bank, plan)
+    _, fallbacks, largest = install_plan_(model, specs, bank, ranks, storage)
     folder.mkdir()
     write_graph(model, folder)
     size_mib = sum(file.stat().st_size for file in folder.iterdir()) / 2**20
@@ -72,7 +70,7 @@ def _candidate(
     if not quick:
         examples = demo.splits["calibration"][-UNSEEN:]
         prompts = [demo.loaded.encode(example.prompt) for example in examples]
-        answers, batch_tokens = label_ids(demo.loaded, demo.task), demo.recipe.search.batch_tokens
+        answers, batch_tokens = label_ids(demo.task, demo.loaded.encode), demo.recipe.search.batch_tokens
         scores_NK = label_log_likelihoods(TorchTextModel(model, "cpu"), prompts, answers, batch_tokens)
         row["unseen accuracy"] = measure(scores_NK, np.array([example.label for example in examples]))["corrected"]
     return row, folder

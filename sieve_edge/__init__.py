@@ -20,10 +20,10 @@ class Stage(NamedTuple):
 
 
 STAGES: tuple[Stage, ...] = (
-    Stage("calibrate", (), "Gram matrices, Fisher matrices and the dense model's scores", 1, True),
-    Stage("learn", ("calibrate",), "projection bank", 1, True),
-    Stage("search", ("calibrate", "learn"), "pruning plan", 1, False),
-    Stage("fuse", ("calibrate", "learn", "search"), "Hugging Face checkpoint", 1, False),
+    Stage("calibrate", (), "Gram matrices, Fisher matrices and the dense model's scores", 2, True),
+    Stage("learn", ("calibrate",), "projection bank", 2, True),
+    Stage("search", ("calibrate", "learn"), "pruning plan", 2, False),
+    Stage("fuse", ("calibrate", "learn", "search"), "Hugging Face checkpoint", 2, False),
     Stage("export", ("calibrate", "fuse"), "deployable folder, dense and pruned", 1, False),
     Stage("validate", ("search", "fuse", "export"), "report", 1, False),
 )

@@ -5,7 +5,7 @@ renamed into place; so a folder that has a manifest is complete. Everything here
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from sieve_edge.errors import ArtifactError
 from sieve_edge.files import file_sha256, read_json, write_json
 
 MANIFEST = "manifest.json"
+FRONT = "front.json"
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,11 @@ class MatrixSpec:
         return self.name.split(".", 1)[1]
 
     @property
+    def layer(self) -> int:
+        """Index of the matrix's layer."""
+        return int(self.name.split(".", 1)[0])
+
+    @property
     def params(self) -> int:
         """Parameters of the dense matrix, biases left out."""
         return self.out_features * self.in_features
@@ -64,23 +70,54 @@ class MatrixSpec:
 
 @dataclass(frozen=True)
 class PruningPlan:
-    """What the search decided: a rank for every matrix, ``None`` where it stays dense.
+    """What the search decided: a rank for every matrix, ``None`` where it stays dense, 0 where its block is left out.
 
-    ``kept_linears`` is the fraction of the four matrices' parameters that are kept (rho);
-    ``kept_model`` the fraction of all parameters. ``accuracy`` and ``dense_accuracy`` are of the
-    selection split, after prior correction.
+    ``kept_linears`` is the fraction of the four matrices' parameters that are kept (rho); ``kept_model`` the fraction
+    of all parameters. Accuracies and the loss are of the selection split, after prior correction, and after refit
+    where ``refit`` says so; ``accept`` says by what the plan was accepted, ``loss_bound`` is the upper end of the
+    paired interval of its loss.
     """
 
-    factors: Mapping[str, float]
+    id: str
     ranks: Mapping[str, int | None]
     storage: str
     kept_linears: float
     kept_model: float
     accuracy: float
     dense_accuracy: float
+    loss: float
+    loss_bound: float
+    accept: str
+    refit: bool
     strategy: str
     seed: int
     evaluations: int
+    tokens_scored: int
+
+
+def read_plan(root: Path, number: int | None = None) -> PruningPlan:
+    """Read what a search decided.
+
+    Args:
+        root: Artifact of search.
+        number: Plan on the front, from 1, in place of the one that was chosen.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ArtifactError: If there is no front, or no such plan on it.
+    """
+    plan = PruningPlan(**read_json(root / "plan.json"))
+    if number is None:
+        return plan
+    if not (root / FRONT).is_file():
+        raise ArtifactError(f"plan {number}: the search kept no front; build with --set search.front=true")
+    plans = read_json(root / FRONT)
+    if not 1 <= number <= len(plans):
+        raise ArtifactError(f"plan {number}: the front has the plans 1 to {len(plans)}; see {root / FRONT}")
+    names = {item.name for item in fields(PruningPlan)}
+    return replace(plan, **{name: value for name, value in plans[number - 1].items() if name in names})
 
 
 def list_files(root: Path) -> list[Path]:

@@ -3,7 +3,6 @@
 Dimension key: B batch, T tokens, K labels, V vocabulary.
 """
 
-import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,18 @@ from sieve_edge.errors import CalibrationError, TaskError
 from sieve_edge.files import disk_errors
 from sieve_edge.model.flat import TorchTextModel, flat_forward
 from sieve_edge.model.load import LoadedModel
-from sieve_edge.model.statistics import Moments, load_moments, narrow_side, save_moments, watch_fishers, watch_grams
+from sieve_edge.model.statistics import (
+    FISHER_PROMPTS,
+    FISHER_TOKENS,
+    Moments,
+    load_moments,
+    narrow_side,
+    save_moments,
+)
+from sieve_edge.model.watch import watch_fishers, watch_grams
 from sieve_edge.progress import Progress
 from sieve_edge.task.evaluate import accuracy_interval, balanced_accuracy, fit_prior, predict
-from sieve_edge.task.examples import Example
+from sieve_edge.task.examples import Example, label_ids
 from sieve_edge.task.likelihood import label_log_likelihoods, length_batches, pad_left
 
 GRAM_BATCH_TOKENS = 2048
@@ -88,36 +95,13 @@ def calibrate(
         prompts = _gather_fishers(
             loaded, task, calibration, recipe, moments, int(done.get("fishers", 0)), state, progress
         )
+    weights = "all 1" if prompts == 0 else f"all 1; gradient energy, {prompts} prompts"
     full = moments.full()
     for name, value in full.items():
         if not bool(torch.isfinite(value).all()):
             raise CalibrationError(f"{name} is not finite after {tokens} tokens; the model overflows on these prompts")
     save_moments(state, full, {"grams": _ALL, "fishers": _ALL})
-    return {"tokens": tokens, "fisher_prompts": prompts, "token_weights": "all 1", "dense_selection": dense}
-
-
-def label_ids(loaded: LoadedModel, task: Task) -> list[list[int]]:
-    """Tokenize a task's labels.
-
-    Args:
-        loaded: Model whose tokenizer is used.
-        task: The task.
-
-    Returns:
-        Token ids of each label.
-
-    Raises:
-        TaskError: If the tokens of one label begin those of another.
-    """
-    answers = list(task.labels.values())
-    ids = [loaded.encode(answer, special=False) for answer in answers]
-    for first, second in itertools.permutations(range(len(ids)), 2):
-        if ids[second][: len(ids[first])] == ids[first]:
-            raise TaskError(
-                f"task {task.name}: label '{answers[first]}' is the beginning of '{answers[second]}' in this model's "
-                "tokens, so the two cannot be told apart; choose other answers"
-            )
-    return ids
+    return {"tokens": tokens, "fisher_prompts": prompts, "token_weights": weights, "dense_selection": dense}
 
 
 def _score_dense(
@@ -129,7 +113,7 @@ def _score_dense(
         model = TorchTextModel(loaded.model, recipe.device)
         with progress.task("score dense", len(prompts), "prompts") as advance:
             scores_NK = label_log_likelihoods(
-                model, prompts, label_ids(loaded, task), recipe.search.batch_tokens, advance
+                model, prompts, label_ids(task, loaded.encode), recipe.search.batch_tokens, advance
             )
         with disk_errors(file):
             np.save(file, scores_NK)
@@ -242,7 +226,7 @@ def _gather_fishers(
     state: Path,
     progress: Progress,
 ) -> int:
-    answers = label_ids(loaded, task)
+    answers = label_ids(task, loaded.encode)
     common = _common_tokens(answers)
     context = answers[0][:common]
     tokens_K = torch.tensor([answer[common] for answer in answers], device=recipe.device)
@@ -256,6 +240,8 @@ def _gather_fishers(
                     for small in length_batches([len(prompts[row]) for row in rows], FISHER_MICROBATCH_TOKENS):
                         batch = [prompts[rows[row]] for row in small]
                         _answer_loss(loaded, batch, tokens_K, generator, recipe.device).backward()
+                moments.add_scalar(FISHER_PROMPTS, torch.tensor(len(rows)))
+                moments.add_scalar(FISHER_TOKENS, torch.tensor(sum(len(prompts[row]) for row in rows)))
                 save_moments(state, moments.sums, {"grams": _ALL, "fishers": str(index + 1)})
             advance(len(rows))
     return len(prompts)

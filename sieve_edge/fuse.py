@@ -17,6 +17,7 @@ from sieve_edge.model.bank import ProjectionBank
 from sieve_edge.model.factored import FactoredLinear, factored_params, install_
 from sieve_edge.model.flat import TorchTextModel, flat_forward
 from sieve_edge.model.hf import write_sieve_config
+from sieve_edge.model.levels import SKIPPED, Ranks
 from sieve_edge.model.load import LoadedModel, shared_copy
 from sieve_edge.model.matrices import count_params, linear_params, stacked_bias
 from sieve_edge.model.pivots import pivot
@@ -25,7 +26,7 @@ from sieve_edge.model.tensors import tensor_disk_errors
 from sieve_edge.progress import Progress
 from sieve_edge.protocols import Float64
 from sieve_edge.task.evaluate import fit_prior, measure
-from sieve_edge.task.examples import Example
+from sieve_edge.task.examples import Example, label_ids
 from sieve_edge.task.likelihood import label_log_likelihoods
 
 
@@ -61,12 +62,12 @@ def fuse(
         ``(metrics, fallbacks)`` for the manifest.
     """
     model = shared_copy(loaded.model)
-    layout, fallbacks, largest = install_plan_(model, loaded.specs, bank, plan)
-    kept = _check_params(model, loaded, layout)
+    layout, fallbacks, largest = install_plan_(model, loaded.specs, bank, plan.ranks, plan.storage)
+    kept = _check_params(model, loaded, layout, plan.ranks)
     _save(model, loaded.tokenizer, layout, out)
     _compare_reloaded(model, loaded.encode(selection[0].prompt), out)
     prompts = [loaded.encode(example.prompt) for example in selection]
-    answers = [loaded.encode(answer, special=False) for answer in task.labels.values()]
+    answers = label_ids(task, loaded.encode)
     with progress.task("score the fused model", len(prompts), "prompts") as advance:
         text_model = TorchTextModel(model, recipe.device)
         scores_NK = label_log_likelihoods(text_model, prompts, answers, recipe.search.batch_tokens, advance)
@@ -85,12 +86,18 @@ def fuse(
     }
     write_json(out / "sieve_edge.json", sidecar)
     progress.say(f"  the fused model scores {measured['corrected']:.4f} on the selection split")
-    metrics = {"kept_fraction": kept, "selection": measured, "largest_coefficient": largest}
+    metrics = {
+        "kept_fraction": kept,
+        "plan": plan.id,
+        "refit": plan.refit,
+        "selection": measured,
+        "largest_coefficient": largest,
+    }
     return {**metrics, "params": count_params(model)}, tuple(fallbacks)
 
 
 def install_plan_(
-    model: Any, specs: Sequence[MatrixSpec], bank: ProjectionBank, plan: PruningPlan
+    model: Any, specs: Sequence[MatrixSpec], bank: ProjectionBank, ranks: Ranks, storage: str
 ) -> tuple[dict[str, Any], list[str], float]:
     """Put a plan's factors into a dense model, in place.
 
@@ -98,7 +105,8 @@ def install_plan_(
         model: Dense model.
         specs: Its matrices.
         bank: Their projections.
-        plan: Rank of each matrix.
+        ranks: The plan.
+        storage: ``"pair"`` or ``"pivoted"``.
 
     Returns:
         ``(layout for the checkpoint's configuration, fallbacks, largest absolute pivot coefficient)``.
@@ -107,12 +115,12 @@ def install_plan_(
     fallbacks: list[str] = []
     largest = 0.0
     for spec in specs:
-        rank = plan.ranks[spec.name]
+        rank = ranks[spec.name]
         if rank is None:
             continue
-        bias_O = stacked_bias(model, spec)
-        module, coefficient = factored_matrix(spec, bank, rank, plan.storage, bias_O)
-        if plan.storage == "pivoted" and module.storage == "pair":
+        bias_O = None if rank == SKIPPED else stacked_bias(model, spec)
+        module, coefficient = factored_matrix(spec, bank, rank, storage, bias_O)
+        if storage == "pivoted" and module.storage == "pair" and rank != SKIPPED:
             fallbacks.append(f"{spec.name}: no pivots with small coefficients, stored as a plain pair of rank {rank}")
         largest = max(largest, coefficient)
         install_(model, spec.paths, module.to(model.device))
@@ -128,13 +136,15 @@ def factored_matrix(
     Args:
         spec: The matrix.
         bank: Projections.
-        rank: R.
+        rank: R; 0 for a matrix without output.
         storage: ``"pair"`` or ``"pivoted"``.
         bias_O: Dense bias of the stack, (O,), or None.
 
     Returns:
         ``(module, largest absolute pivot coefficient)``; the module is a plain pair where no pivots are usable.
     """
+    if rank == SKIPPED:
+        return FactoredLinear(spec.in_features, spec.part_features, 0).eval(), 0.0
     down_RI, up_RO = bank.at(spec.name, rank)
     side = narrow_side(spec)
     pivoted = pivot(down_RI, up_RO.T, side) if storage == "pivoted" else None
@@ -185,11 +195,14 @@ def load_fused(folder: Path, device: str) -> Any:
     return model.to(device).eval().requires_grad_(False)
 
 
-def _check_params(model: Any, loaded: LoadedModel, layout: dict[str, Any]) -> dict[str, float]:
+def _check_params(model: Any, loaded: LoadedModel, layout: dict[str, Any], ranks: Ranks) -> dict[str, float]:
     """Compare the parameters that are there with the formula's, and say which fractions are kept."""
     linears = linear_params(loaded.specs)
-    kept = 0
+    kept = biases = 0
     for spec in loaded.specs:
+        if ranks[spec.name] == SKIPPED:
+            parts: list[Any] = [loaded.model.get_submodule(path) for path in spec.paths]
+            biases += sum(part.bias.numel() for part in parts if part.bias is not None)
         entry = layout.get(spec.name)
         storage = "pair" if entry is None or entry["storage"] == "pair" else "pivoted"
         kept += (
@@ -198,8 +211,9 @@ def _check_params(model: Any, loaded: LoadedModel, layout: dict[str, Any]) -> di
             else factored_params(entry["rank"], spec.out_features, spec.in_features, storage)
         )
     dense, counted = count_params(loaded.model), count_params(model)
-    if counted != dense - linears + kept:
-        raise ArtifactError(f"the fused model holds {counted} parameters, the formula gives {dense - linears + kept}")
+    formula = dense - linears - biases + kept
+    if counted != formula:
+        raise ArtifactError(f"the fused model holds {counted} parameters, the formula gives {formula}")
     return {"linears": kept / linears, "model": counted / dense}
 
 

@@ -11,19 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sieve_edge.artifacts import PruningPlan, read_manifest
+from sieve_edge.artifacts import read_manifest, read_plan
 from sieve_edge.config import Recipe, Target, Task
-from sieve_edge.files import read_json
+from sieve_edge.files import digest
 from sieve_edge.model.source import ModelSource
 from sieve_edge.progress import Progress
 from sieve_edge.protocols import Float64
 from sieve_edge.resolve import settings_json
-from sieve_edge.task.examples import Example, load_splits
+from sieve_edge.task.examples import Example, load_splits, splits_sha256
 
 if TYPE_CHECKING:
     from sieve_edge.model.load import LoadedModel
 
 REFERENCE_PROMPTS = 2
+SCORES_SCHEMA = 1
+"""Rises when what a score means changes."""
 
 Result = tuple[Mapping[str, Any], tuple[str, ...]]
 """``(metrics, fallbacks)`` of a stage."""
@@ -31,7 +33,17 @@ Result = tuple[Mapping[str, Any], tuple[str, ...]]
 
 @dataclass(frozen=True)
 class Run:
-    """One build: model x task x target, with its recipe and its folder."""
+    """One build: model x task x target, with its recipe and its folder.
+
+    Attributes:
+        source: The model.
+        task: The task.
+        target: The device.
+        recipe: Everything else.
+        root: The run's folder.
+        progress: Where progress is shown.
+        plan: Number of the plan on the front that is fused, from 1; None for the search's choice.
+    """
 
     source: ModelSource
     task: Task
@@ -39,6 +51,7 @@ class Run:
     recipe: Recipe
     root: Path
     progress: Progress
+    plan: int | None = None
 
     @cached_property
     def splits(self) -> dict[str, tuple[Example, ...]]:
@@ -79,25 +92,30 @@ def stage_settings(verb: str, run: Run) -> dict[str, Any]:
         JSON-compatible settings; a change of any makes the artifact stale.
     """
     recipe, task, target = settings_json(run.recipe), settings_json(run.task), settings_json(run.target)
-    compute = {name: recipe[name] for name in ("threads", "device")}
-    scoring = {"labels": task["labels"], "metric": task["metric"], "batch_tokens": recipe["search"]["batch_tokens"]}
     learn = recipe["learn"]
     match verb:
         case "calibrate":
             gathered = {name: learn[name] for name in ("method", "output_metric", "fisher_prompts")}
             lengths = {"calibration_tokens": recipe["calibration_tokens"], "max_new_tokens": task["max_new_tokens"]}
-            return {**compute, **scoring, **gathered, **lengths}
+            return {**_scoring(run), **gathered, **lengths}
         case "learn":
-            return {**compute, **learn, "ranks": _gradient_levels(run)}
+            return {"threads": recipe["threads"], "device": recipe["device"], **learn, "ranks": _gradient_levels(run)}
         case "search":
             asked = {name: recipe[name] for name in ("tolerance", "grid", "search")}
-            return {**compute, **scoring, **asked, "storage": target["storage"], "multiple": target["rank_multiple"]}
+            return {**_scoring(run), **asked, "storage": target["storage"], "multiple": target["rank_multiple"]}
         case "fuse":
-            return {**compute, **scoring, "task": task["name"], "prompt": task["prompt"]}
+            return {**_scoring(run), "task": task["name"], "prompt": task["prompt"], "plan": run.plan}
         case "export":
             return {"format": target["format"], "runtime": target["runtime"], "task": task["name"]}
         case _:
             return {"target": target, "tolerance": recipe["tolerance"], "task": task["name"]}
+
+
+def _scoring(run: Run) -> dict[str, Any]:
+    """What a score depends on, beside the model and the examples."""
+    recipe = run.recipe
+    compute = {"threads": recipe.threads, "device": recipe.device, "batch_tokens": recipe.search.batch_tokens}
+    return {**compute, "labels": run.task.labels, "metric": run.task.metric}
 
 
 def _calibrate(run: Run, out: Path) -> Result:
@@ -120,22 +138,56 @@ def _learn(run: Run, out: Path) -> Result:
 
 def _search(run: Run, out: Path) -> Result:
     from sieve_edge.model.bank import ProjectionBank
+    from sieve_edge.model.statistics import CalibrationStats
     from sieve_edge.search import search
+    from sieve_edge.search.assemble import local, make_candidates, search_budgets, search_space
 
-    dense = read_manifest(run.folder("calibrate")).metrics["dense_selection"]["corrected"]
-    bank = ProjectionBank(run.folder("learn"))
-    plan = search(run.loaded, bank, dense, run.task, run.target, run.splits["selection"], run.recipe, out, run.progress)
-    metrics = {"kept_linears": plan.kept_linears, "accuracy": plan.accuracy, "evaluations": plan.evaluations}
+    bank, stats = ProjectionBank(run.folder("learn")), CalibrationStats(run.folder("calibrate"))
+    space = search_space(run.loaded, run.target, run.recipe)
+    candidates = make_candidates(
+        run.loaded,
+        bank,
+        stats,
+        _dense_scores(run),
+        run.task,
+        run.target,
+        run.splits,
+        run.recipe,
+        local,
+        _score_cache(run),
+        out,
+        run.progress,
+    )
+    budgets = search_budgets(space, run.recipe.search)
+    plan = search(space, bank, candidates, budgets, run.target, run.recipe, out, run.progress)
+    told = ("kept_linears", "accuracy", "loss", "loss_bound", "accept", "refit", "evaluations", "tokens_scored")
     unpruned = all(rank is None for rank in plan.ranks.values())
-    return metrics, ("no level met the tolerance; the model stays dense",) if unpruned else ()
+    fallbacks = ("no plan met the tolerance; the model stays dense",) if unpruned else ()
+    return {name: getattr(plan, name) for name in told}, fallbacks
+
+
+def _score_cache(run: Run) -> Path:
+    """Name the scores that searches share: same model, bank, examples and arithmetic."""
+    inputs = {verb: digest(read_manifest(run.folder(verb)).outputs) for verb in ("calibrate", "learn")}
+    asked = run.recipe.search
+    sizes = [asked.part, asked.refit_prompts, asked.guided.divergence_prompts, run.recipe.learn.gradient_weight]
+    key = digest([SCORES_SCHEMA, run.source.sha256(), splits_sha256(run.splits), inputs, _scoring(run), sizes])
+    return run.root.parent / "shared" / f"scores-{key[:16]}.jsonl"
 
 
 def _fuse(run: Run, out: Path) -> Result:
     from sieve_edge.fuse import fuse
-    from sieve_edge.model.bank import ProjectionBank
+    from sieve_edge.model.refit import refit_settings
+    from sieve_edge.model.refitted import refitted_bank
+    from sieve_edge.model.statistics import CalibrationStats
+    from sieve_edge.task.likelihood import prefix_and_tails
 
-    plan = PruningPlan(**read_json(run.folder("search") / "plan.json"))
-    bank = ProjectionBank(run.folder("learn"))
+    recipe, plan = run.recipe, read_plan(run.folder("search"), run.plan)
+    examples = run.splits["calibration"][: recipe.search.refit_prompts]
+    prompts = [run.loaded.encode(example.prompt) for example in examples]
+    settings = refit_settings(CalibrationStats(run.folder("calibrate")), run.loaded.specs, recipe.learn.gradient_weight)
+    batches = prefix_and_tails(prompts, recipe.search.batch_tokens)
+    bank = refitted_bank(run.loaded, run.folder("learn"), run.folder("search"), plan, *batches, settings)
     return fuse(
         run.loaded, bank, plan, _dense_scores(run), run.task, run.splits["selection"], run.recipe, out, run.progress
     )

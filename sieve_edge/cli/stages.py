@@ -27,6 +27,11 @@ _OPTIONS = (
         help="Folder of the run; default: runs/MODEL-TASK-TARGET. Artifacts that runs share lie beside it, in shared/.",
     ),
     click.option(
+        "--plan",
+        type=click.IntRange(min=1),
+        help="Fuse this plan of the front (search.front=true) in place of the search's choice.",
+    ),
+    click.option(
         "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Recipe setting, e.g. --set tolerance=0.02."
     ),
 )
@@ -83,7 +88,13 @@ def _stage_command(verb: str, writes: str) -> click.Command:
 
 
 def _run(
-    until: str, target: str, model: str | None, task: str | None, run_dir: Path | None, settings: tuple[str, ...]
+    until: str,
+    target: str,
+    model: str | None,
+    task: str | None,
+    run_dir: Path | None,
+    plan: int | None,
+    settings: tuple[str, ...],
 ) -> Any:
     from sieve_edge.model.source import find_model
     from sieve_edge.pipeline import build as build_stages
@@ -96,13 +107,13 @@ def _run(
     recipe = load_recipe(settings)
     source = find_model(model or the_target.model)
     root = run_dir or Path("runs") / f"{source.name}-{the_task.name}-{the_target.name}"
-    run = Run(source, the_task, the_target, recipe, root, Progress())
+    run = Run(source, the_task, the_target, recipe, root, Progress(), plan)
     return run, build_stages(run, until)
 
 
 def _command(options: dict[str, Any]) -> str:
     words = ["sieve-edge", "build"]
-    for name in ("target", "model", "task", "run_dir"):
+    for name in ("target", "model", "task", "run_dir", "plan"):
         if options[name] is not None:
             words += [f"--{name.replace('_', '-')}", str(options[name])]
     for setting in options["settings"]:

@@ -53,10 +53,11 @@ def learn(
                     fits = {
                         rank: fit_gradient(spec, weight_OI, stats, rank, recipe, generator) for rank in ranks[spec.name]
                     }
-                    write_fitted(out, spec.name, fits)
+                    write_fitted(out, spec.name, fits, output_energy(spec, weight_OI, stats))
                 else:
                     factors = nested_factors(spec, weight_OI, stats, recipe)
-                    write_nested(out, spec.name, factors.down_RI, factors.up_RO, factors.error_R, factors.found_rank)
+                    facts = (factors.error_R, factors.energy, factors.found_rank)
+                    write_nested(out, spec.name, factors.down_RI, factors.up_RO, *facts)
             advance(1)
     bank = ProjectionBank(out)
     found = {spec.name: bank.found_rank(spec.name) for spec in loaded.specs}
@@ -82,7 +83,8 @@ def nested_factors(spec: MatrixSpec, weight_OI: Tensor, stats: CalibrationStats,
     if recipe.method == "input_pca":
         return input_pca(weight_OI, stats.gram(spec.name, "input"), recipe.relative_cut)
     side = narrow_side(spec)
-    gram_DD = stats.gram(spec.name, side)
+    share = recipe.gradient_weight if recipe.output_metric == "fisher" else 0.0
+    gram_DD = stats.weighted_gram(spec.name, side, share)
     identity_DD = weight_OI.T @ weight_OI if side == "input" else torch.eye(spec.out_features, dtype=torch.float64)
     metric_DD = identity_DD
     if recipe.output_metric == "fisher":
@@ -90,6 +92,23 @@ def nested_factors(spec: MatrixSpec, weight_OI: Tensor, stats: CalibrationStats,
         metric_DD = damped(moment_DD, identity_DD, trace, spec.out_features, recipe.fisher_damping)
     project = project_input_side if side == "input" else project_output_side
     return project(weight_OI, gram_DD, metric_DD, recipe.relative_cut)
+
+
+def output_energy(spec: MatrixSpec, weight_OI: Tensor, stats: CalibrationStats) -> float:
+    """Sum the squares of a matrix's outputs over the calibration tokens.
+
+    Args:
+        spec: The matrix.
+        weight_OI: Its dense weight, float64, (O, I).
+        stats: Its statistics.
+
+    Returns:
+        ``||W X||^2``.
+    """
+    gram_DD = stats.gram(spec.name, narrow_side(spec))
+    if narrow_side(spec) == "output":
+        return float(gram_DD.trace())
+    return float(((weight_OI @ gram_DD) * weight_OI).sum())
 
 
 def fit_gradient(

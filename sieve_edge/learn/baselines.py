@@ -29,7 +29,9 @@ def weight_svd(weight_OI: Tensor) -> Factors:
     energy_R = values_R.square()
     kept_R = torch.cat([energy_R.new_zeros(1), energy_R.cumsum(0)])
     error_R = (1.0 - kept_R / energy_R.sum()).clamp(min=0.0)
-    return Factors(right_RI, (left_OR * values_R).T.contiguous(), error_R, int((values_R > 0).sum()))
+    return Factors(
+        right_RI, (left_OR * values_R).T.contiguous(), error_R, float(energy_R.sum()), int((values_R > 0).sum())
+    )
 
 
 def input_pca(weight_OI: Tensor, gram_II: Tensor, relative_cut: float) -> Factors:
@@ -55,7 +57,8 @@ def input_pca(weight_OI: Tensor, gram_II: Tensor, relative_cut: float) -> Factor
     total = ((weight_OI @ gram_II) * weight_OI).sum()
     kept_R = torch.cat([energy_R.new_zeros(1), energy_R.cumsum(0)])
     found = int((values_I > relative_cut * values_I[-1]).sum())
-    return Factors(basis_IR.T.contiguous(), up_OR.T.contiguous(), (1.0 - kept_R / total).clamp(min=0.0), found)
+    error_R = (1.0 - kept_R / total).clamp(min=0.0)
+    return Factors(basis_IR.T.contiguous(), up_OR.T.contiguous(), error_R, float(total), found)
 
 
 def gradient_pre(

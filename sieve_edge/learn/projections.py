@@ -24,12 +24,14 @@ class Factors(NamedTuple):
         down_RI: (Rmax, I).
         up_RO: (Rmax, O); transposed, so that its first rows are contiguous.
         error_R: Relative error at ranks 0 to Rmax, in the metric the factors were found in, float64, (Rmax + 1,).
+        energy: What a relative error of 1 amounts to, in that metric.
         found_rank: Numerical rank of the statistics.
     """
 
     down_RI: Tensor
     up_RO: Tensor
     error_R: Tensor
+    energy: float
     found_rank: int
 
 
@@ -94,7 +96,8 @@ def project_input_side(weight_OI: Tensor, gram_II: Tensor, metric_II: Tensor, re
     basis_IR = vectors_II[:, order]
     down_RI = basis_IR.T @ inverse_II
     up_RO = basis_IR.T @ root_II @ weight_OI.T
-    return Factors(down_RI, up_RO, _tail(values_I.flip(0), len(order)), found)
+    energy = float(values_I.clamp(min=0.0).sum())
+    return Factors(down_RI, up_RO, _tail(values_I.flip(0), len(order)), energy, found)
 
 
 def project_output_side(weight_OI: Tensor, output_gram_OO: Tensor, metric_OO: Tensor, relative_cut: float) -> Factors:
@@ -119,7 +122,8 @@ def project_output_side(weight_OI: Tensor, output_gram_OO: Tensor, metric_OO: Te
     basis_OR = vectors_OO[:, order]
     down_RI = basis_OR.T @ root_OO @ weight_OI
     up_RO = basis_OR.T @ inverse_OO
-    return Factors(down_RI, up_RO, _tail(values_O.flip(0), len(order)), found)
+    energy = float(values_O.clamp(min=0.0).sum())
+    return Factors(down_RI, up_RO, _tail(values_O.flip(0), len(order)), energy, found)
 
 
 def relative_error(weight_OI: Tensor, approximate_OI: Tensor, gram_II: Tensor) -> float:

@@ -27,7 +27,9 @@ def factors_file(folder: Path, matrix: str) -> Path:
     return folder / f"{matrix}.safetensors"
 
 
-def write_nested(folder: Path, matrix: str, down_RI: Tensor, up_RO: Tensor, error_R: Tensor, found_rank: int) -> None:
+def write_nested(
+    folder: Path, matrix: str, down_RI: Tensor, up_RO: Tensor, error_R: Tensor, energy: float, found_rank: int
+) -> None:
     """Write factors whose first R rows are the projection of rank R, for every R.
 
     Args:
@@ -36,26 +38,28 @@ def write_nested(folder: Path, matrix: str, down_RI: Tensor, up_RO: Tensor, erro
         down_RI: (Rmax, I), stored as float32.
         up_RO: (Rmax, O), stored as float32.
         error_R: Relative error at ranks 0 to Rmax, (Rmax + 1,).
+        energy: What a relative error of 1 amounts to.
         found_rank: Numerical rank of the statistics.
     """
-    found = torch.tensor([found_rank])
-    _write(factors_file(folder, matrix), {"down": down_RI, "up": up_RO, "error": error_R, "found_rank": found})
+    facts = {"error": error_R, "energy": _number(energy), "found_rank": torch.tensor([found_rank])}
+    _write(factors_file(folder, matrix), {"down": down_RI, "up": up_RO, **facts})
 
 
-def write_fitted(folder: Path, matrix: str, fits: Mapping[int, tuple[Tensor, Tensor, float]]) -> None:
+def write_fitted(folder: Path, matrix: str, fits: Mapping[int, tuple[Tensor, Tensor, float]], energy: float) -> None:
     """Write factors that were fitted for each rank on its own.
 
     Args:
         folder: Work folder of learn.
         matrix: Matrix name.
         fits: Rank -> ``(down (R, I), up (O, R), relative error)``.
+        energy: What a relative error of 1 amounts to.
     """
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {"energy": _number(energy)}
     for rank, (down_RI, up_OR, error) in fits.items():
         tensors |= {
             f"down.{rank}": down_RI,
             f"up.{rank}": up_OR.T,
-            f"error.{rank}": torch.tensor([error], dtype=torch.float64),
+            f"error.{rank}": _number(error),
         }
     _write(factors_file(folder, matrix), tensors)
 
@@ -121,6 +125,22 @@ class ProjectionBank:
                 return float(file.get_tensor("error")[rank])
             return float(file.get_tensor(f"error.{rank}")[0])
 
+    def damage(self, matrix: str, rank: int | None) -> float:
+        """Read the energy that is lost at a rank.
+
+        Args:
+            matrix: Matrix name.
+            rank: R, 0 for leaving the matrix out, None for dense.
+
+        Returns:
+            Absolute error in the metric the method minimises, comparable between matrices.
+        """
+        if rank is None:
+            return 0.0
+        with self._open(matrix) as file:
+            energy = float(file.get_tensor("energy")[0])
+        return energy if rank == 0 else energy * self.error(matrix, rank)
+
     def found_rank(self, matrix: str) -> int | None:
         """Read the numerical rank of the statistics behind a matrix.
 
@@ -138,6 +158,10 @@ class ProjectionBank:
         if not path.is_file():
             raise ArtifactError(f"{path}: missing; delete the learn folder and build again")
         return safe_open(path, framework="pt")
+
+
+def _number(value: float) -> Tensor:
+    return torch.tensor([value], dtype=torch.float64)
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:

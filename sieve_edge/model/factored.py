@@ -179,6 +179,9 @@ class FactoredLinear(StackLeader):
         self.rank = rank
         self.storage = storage
         self.pivot_start = pivot_start
+        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+        if rank == 0:
+            return
         if storage == "pivoted_input":
             self.coef = nn.Linear(in_features - rank, rank, bias=False)
         else:
@@ -187,7 +190,6 @@ class FactoredLinear(StackLeader):
             self.coef = nn.Linear(rank, out_features - rank, bias=False)
         else:
             self.up = nn.Linear(rank, out_features, bias=False)
-        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
 
     def multiply(self, hidden_BTI: Tensor) -> Tensor:
         """Compute the outputs of the whole stack.
@@ -198,6 +200,8 @@ class FactoredLinear(StackLeader):
         Returns:
             Output, (..., O).
         """
+        if self.rank == 0:
+            return hidden_BTI.new_zeros(*hidden_BTI.shape[:-1], sum(self.part_features))
         output_BTO = self._expand(self._project(hidden_BTI))
         return output_BTO if self.bias is None else output_BTO + self.bias
 

@@ -1,12 +1,15 @@
 """The ranks that a search may choose from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sieve_edge.artifacts import MatrixSpec
 from sieve_edge.model.factored import factored_params, rank_for
 
-Ranks = dict[str, int | None]
-"""Matrix name -> rank, None for dense."""
+SKIPPED = 0
+"""Rank of a matrix whose whole block is left out, its bias too."""
+
+Ranks = Mapping[str, int | None]
+"""Matrix name -> rank, None for dense, ``SKIPPED`` for left out."""
 
 
 def ranks_at(specs: Sequence[MatrixSpec], factor: float, storage: str, multiple: int) -> Ranks:

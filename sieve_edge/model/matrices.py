@@ -67,6 +67,19 @@ def find_matrices(model: nn.Module, model_type: str) -> list[MatrixSpec]:
     return specs
 
 
+def decoder_layers(model: Any) -> list[nn.Module]:
+    """List the layers that a model runs one after the other.
+
+    Args:
+        model: transformers model of a known family.
+
+    Returns:
+        Its layers, in order.
+    """
+    layers = model.get_submodule(known_architectures()[model.config.model_type]["layers"])
+    return [layer for _, layer in layers.named_children()]
+
+
 def stacked_weight(model: nn.Module, spec: MatrixSpec) -> Tensor:
     """Stack the weights of a matrix's parts.
 

@@ -1,11 +1,10 @@
-"""Gathers, keeps and reads the second moments that calibrate takes at each matrix.
+"""Keeps and reads the second moments that calibrate takes at each matrix.
 
-Dimension key: N rows (tokens), D features of the side that is watched, I in_features, O out_features.
+Dimension key: N rows (tokens), D features of the side that is watched.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ from torch import Tensor
 from sieve_edge.artifacts import MatrixSpec
 from sieve_edge.errors import ArtifactError
 from sieve_edge.model.tensors import write_tensors
+
+GRAM_TOKENS, FISHER_TOKENS, FISHER_PROMPTS = "gram_tokens", "fisher_tokens", "fisher_prompts"
 
 _BLOCKS = 4
 
@@ -65,107 +66,16 @@ class Moments:
         self.sums[name] = self.sums.get(name, torch.zeros((), dtype=torch.float64)) + value.double().cpu()
 
     def full(self) -> dict[str, Tensor]:
-        """Mirror the triangles.
+        """Mirror the triangles; nothing can be added afterwards.
 
         Returns:
             Name -> symmetric matrix, float64, (D, D), or a scalar.
         """
-        return {name: value.tril() + value.tril(-1).T if value.dim() else value for name, value in self.sums.items()}
-
-
-@contextmanager
-def watch_grams(
-    model: Any,
-    specs: Sequence[MatrixSpec],
-    sides: Mapping[str, Sequence[str]],
-    moments: Moments,
-    mask: Callable[[], Tensor],
-) -> Iterator[None]:
-    """Add the Gram matrices of every forward pass inside the block.
-
-    Args:
-        model: Dense transformers model.
-        specs: Its matrices.
-        sides: Matrix name -> sides wanted, ``"input"`` or ``"output"``.
-        moments: Where sums go, as ``gram.<matrix>.<side>``.
-        mask: Gives the mask of real tokens of the pass under way, bool, (B, T).
-
-    Yields:
-        Nothing.
-
-    Raises:
-        ValueError: If the output of a stack of several modules is asked for.
-    """
-    handles = []
-    for spec in specs:
-        module = model.get_submodule(spec.paths[0])
-        if "input" in sides[spec.name]:
-            name = f"gram.{spec.name}.input"
-            handles.append(
-                module.register_forward_pre_hook(lambda _, args, name=name: moments.add(name, args[0][mask()]))
-            )
-        if "output" in sides[spec.name]:
-            if len(spec.paths) > 1:
-                raise ValueError(f"{spec.name}: the output Gram of a stack of several modules is never needed")
-            name = f"gram.{spec.name}.output"
-            handles.append(
-                module.register_forward_hook(
-                    lambda module, _, output, name=name: moments.add(name, _without_bias(module, output)[mask()])
-                )
-            )
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def watch_fishers(model: Any, specs: Sequence[MatrixSpec], moments: Moments) -> Iterator[None]:
-    """Add the Fisher matrices of every backward pass inside the block.
-
-    Before a non-linearity the moment is that of ``W^T g``, the loss's gradient at the shared input, which is
-    ``W^T S W`` for the whole stack at the input's width; after one, that of ``g`` at the output. Positions
-    without influence on the answer (padding) have a zero gradient and add nothing.
-
-    Args:
-        model: Dense transformers model.
-        specs: Its matrices.
-        moments: Where sums go, as ``fisher.<matrix>`` and, summed over outputs, ``fisher_trace.<matrix>``.
-
-    Yields:
-        Nothing.
-    """
-
-    def on_input(name: str) -> Callable[..., None]:
-        def hook(_: Any, args: tuple[Tensor, ...]) -> None:
-            args[0].register_hook(lambda gradient: moments.add(f"fisher.{name}", gradient.flatten(0, -2)))
-
-        return hook
-
-    def on_output(name: str, *, matrix: bool) -> Callable[..., None]:
-        def hook(_: Any, __: Any, output: Tensor) -> None:
-            def add(gradient: Tensor) -> None:
-                moments.add_scalar(f"fisher_trace.{name}", gradient.square().sum())
-                if matrix:
-                    moments.add(f"fisher.{name}", gradient.flatten(0, -2))
-
-            output.register_hook(add)
-
-        return hook
-
-    handles = []
-    for spec in specs:
-        narrow_input = narrow_side(spec) == "input"
-        modules = [model.get_submodule(path) for path in spec.paths]
-        if narrow_input:
-            handles.append(modules[0].register_forward_pre_hook(on_input(spec.name)))
-        handles += [module.register_forward_hook(on_output(spec.name, matrix=not narrow_input)) for module in modules]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+        for name, value in self.sums.items():
+            if value.dim():
+                # One at a time, so that they are never in memory twice.
+                self.sums[name] = value.tril() + value.tril(-1).T
+        return self.sums
 
 
 class CalibrationStats:
@@ -203,6 +113,41 @@ class CalibrationStats:
         """
         return self._read(f"fisher.{name}"), float(self._read(f"fisher_trace.{name}"))
 
+    def weighted_gram(self, name: str, side: str, share: float) -> Tensor:
+        """Mix the Gram matrix of all tokens alike with that of tokens weighed by their gradient's energy.
+
+        Args:
+            name: Matrix name.
+            side: The narrow side, ``"input"`` or ``"output"``.
+            share: Weight of the second one, in [0, 1).
+
+        Returns:
+            Mean of ``x x^T`` per token, float64, (D, D).
+        """
+        plain_DD = self.gram(name, side) / self._read(GRAM_TOKENS)
+        if share == 0.0:
+            return plain_DD
+        weighed_DD = self._read(f"weighted_gram.{name}") / self._read(f"fisher_trace.{name}")
+        return share * weighed_DD + (1.0 - share) * plain_DD
+
+    def token_weights(self, name: str, share: float) -> tuple[float, float]:
+        """Say how much a token weighs by the energy of its gradient, mixed with all tokens alike.
+
+        Args:
+            name: Matrix name.
+            share: Weight of the gradient's energy, in [0, 1).
+
+        Returns:
+            Weight of a prompt's last token, and of any other; 1 on average.
+        """
+        if share == 0.0 or f"last_energy.{name}" not in self._names:
+            return 1.0, 1.0
+        total, last = (float(self._read(f"{kind}.{name}")) for kind in ("fisher_trace", "last_energy"))
+        prompts, tokens = (float(self._read(count)) for count in (FISHER_PROMPTS, FISHER_TOKENS))
+        mean = total / tokens
+        each = (last / prompts / mean, (total - last) / (tokens - prompts) / mean)
+        return share * each[0] + 1.0 - share, share * each[1] + 1.0 - share
+
     def _read(self, name: str) -> Tensor:
         if name not in self._names:
             raise ArtifactError(f"calibration statistics lack '{name}'; delete the calibrate folder and build again")
@@ -236,7 +181,3 @@ def load_moments(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     opened: Any = safe_open(path, framework="pt")
     with opened as file:
         return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["progress"])  # noqa: SIM118
-
-
-def _without_bias(module: Any, output: Tensor) -> Tensor:
-    return output if module.bias is None else output - module.bias

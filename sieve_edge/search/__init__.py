@@ -4,78 +4,109 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from sieve_edge.artifacts import PruningPlan
-from sieve_edge.config import Recipe, Target, Task
+import numpy as np
+
+from sieve_edge.artifacts import FRONT, PruningPlan
+from sieve_edge.config import Recipe, Target
 from sieve_edge.files import write_json
 from sieve_edge.model.bank import ProjectionBank
-from sieve_edge.model.levels import kept_params, merged_levels, ranks_at
-from sieve_edge.model.load import LoadedModel
-from sieve_edge.model.matrices import count_params, linear_params
+from sieve_edge.model.levels import Ranks, ranks_at
 from sieve_edge.progress import Progress
-from sieve_edge.search.candidates import CandidateScorer
+from sieve_edge.search.budgets import Budget
+from sieve_edge.search.candidates import Candidates
+from sieve_edge.search.genetic import evolve
+from sieve_edge.search.guided import guide
+from sieve_edge.search.result import bottlenecks, choose, front
+from sieve_edge.search.space import SearchSpace, plan_id
 from sieve_edge.search.uniform import bisect
-from sieve_edge.task.examples import Example
 
 
 def search(
-    loaded: LoadedModel,
+    space: SearchSpace,
     bank: ProjectionBank,
-    dense_accuracy: float,
-    task: Task,
+    candidates: Candidates,
+    budgets: Sequence[Budget],
     target: Target,
-    selection: Sequence[Example],
     recipe: Recipe,
     out: Path,
     progress: Progress,
 ) -> PruningPlan:
     """Search for a pruning plan on the selection split.
 
-    Reads the model and the bank; appends every scored candidate to ``history.jsonl`` and writes ``plan.json`` in
-    ``out``. May be interrupted: it goes on at the candidate that was not finished. Costs one forward pass over the
-    selection split per candidate.
+    Reads the bank; writes ``history.jsonl`` (every score), ``generations.jsonl`` (genetic), ``plan.json`` (the winner),
+    its refitted factors, ``front.json`` where asked for, and ``bottlenecks.json`` to ``out``. May be interrupted at any
+    moment: it goes on at the candidate that was not finished. Costs the tokens that the plan records.
 
     Args:
-        loaded: Dense model.
-        bank: Its projections.
-        dense_accuracy: The dense model's corrected balanced accuracy on the selection split.
-        task: The task.
+        space: Levels of every matrix.
+        bank: Projections.
+        candidates: Scores plans, with history and executor.
+        budgets: What a plan may cost.
         target: The device; its storage and rank multiple decide the ranks.
-        selection: The only examples the search sees.
-        recipe: Tolerance, grid, seed.
+        recipe: Tolerance, strategy, seed.
         out: Work folder; kept when interrupted.
         progress: Where progress is shown.
 
     Returns:
         The smallest feasible plan that was scored.
     """
-    specs = loaded.specs
-    total, linears = count_params(loaded.model), linear_params(specs)
-    levels = [factor for factor, _ in merged_levels(specs, recipe.grid, target.storage, target.rank_multiple)]
+    wanted = recipe.search
+    dense_accuracy = candidates.dense_accuracy
     needed = (1.0 - recipe.tolerance) * dense_accuracy
-    progress.say(f"  levels after rounding to ranks: {', '.join(f'{factor:g}' for factor in levels)}")
-    progress.say(f"  dense {dense_accuracy:.4f} on {len(selection)} selection examples; a plan needs {needed:.4f}")
-    scorer = CandidateScorer(loaded, bank, task, selection, recipe, out / "history.jsonl", progress)
-
-    def feasible(factor: float) -> bool:
-        ranks = ranks_at(specs, factor, target.storage, target.rank_multiple)
-        return scorer.score(factor, ranks, kept_params(specs, ranks, target.storage) / linears, needed)
-
-    # A method that fits each rank on its own has only the grid's ranks; nothing lies between two levels.
-    resolution = 1.0 if bank.nested(specs[0].name) is None else recipe.search.resolution
-    chosen = bisect([factor for factor in levels if factor < 1.0], resolution, feasible)
-    ranks = ranks_at(specs, chosen, target.storage, target.rank_multiple)
-    kept = kept_params(specs, ranks, target.storage)
+    _tell_levels(space, progress)
+    progress.say(f"  {wanted.strategy}: dense {dense_accuracy:.4f}; a plan needs {needed:.4f} on the selection split")
+    rng = np.random.default_rng(recipe.seed)
+    if wanted.strategy == "uniform":
+        _uniform(space, bank, candidates, target, recipe)
+    elif wanted.strategy == "genetic":
+        evolve(space, candidates, budgets, needed, wanted.genetic, rng, out / "generations.jsonl")
+    else:
+        guide(space, bank, candidates, budgets, wanted.guided, wanted.refit, rng, progress)
+    dense: Ranks = dict.fromkeys((spec.name for spec in space.specs), None)
+    chosen = choose(candidates, budgets, dense)
+    if chosen is not None and wanted.refit and chosen.rung != "refit":
+        candidates.verdicts([chosen.ranks], "refit", give_up=False)
+        chosen = choose(candidates, budgets, dense)
+    ranks = dense if chosen is None else chosen.ranks
+    kept = candidates.kept(ranks)
     plan = PruningPlan(
-        factors={spec.name: chosen for spec in specs},
-        ranks=ranks,
+        id=plan_id(ranks),
+        ranks=dict(ranks),
         storage=target.storage,
-        kept_linears=kept / linears,
-        kept_model=(total - linears + kept) / total,
-        accuracy=scorer.records[chosen]["corrected"] if chosen < 1.0 else dense_accuracy,
+        kept_linears=kept,
+        kept_model=space.kept_model(kept),
+        accuracy=dense_accuracy if chosen is None else chosen.verdict.accuracy,
         dense_accuracy=dense_accuracy,
-        strategy=recipe.search.strategy,
+        loss=0.0 if chosen is None else chosen.verdict.loss,
+        loss_bound=0.0 if chosen is None else chosen.verdict.bound,
+        accept=candidates.acceptance.told(),
+        refit=chosen is not None and chosen.rung == "refit",
+        strategy=wanted.strategy,
         seed=recipe.seed,
-        evaluations=len(scorer.records),
+        evaluations=len(candidates.scored),
+        tokens_scored=round(candidates.tokens),
     )
+    if wanted.front:
+        write_json(out / FRONT, front(space, candidates))
+    write_json(
+        out / "bottlenecks.json", bottlenecks(space, list(candidates.scored.values()), needed, wanted.genetic.kappa)
+    )
+    candidates.drop_refits(keep=ranks if plan.refit else None)
     write_json(out / "plan.json", asdict(plan))
     return plan
+
+
+def _uniform(space: SearchSpace, bank: ProjectionBank, candidates: Candidates, target: Target, recipe: Recipe) -> None:
+    def feasible(factor: float) -> bool:
+        ranks = ranks_at(space.specs, factor, target.storage, target.rank_multiple)
+        return candidates.verdicts([ranks])[0].feasible
+
+    # A method that fits each rank on its own has only the grid's ranks; nothing lies between two levels.
+    resolution = 1.0 if bank.nested(space.specs[0].name) is None else recipe.search.resolution
+    bisect([factor for factor in space.grid if factor < 1.0], resolution, feasible)
+
+
+def _tell_levels(space: SearchSpace, progress: Progress) -> None:
+    for kind, row in {spec.kind: row for spec, row in zip(space.specs, space.levels, strict=True)}.items():
+        told = ", ".join(f"{level.factor:g} ({level.rank or 'dense'})" for level in row)
+        progress.say(f"  levels of {kind} and their ranks: {told}")

@@ -1,87 +1,281 @@
-"""Scores candidates on the selection split, each only once, and remembers them on disk."""
+"""Candidates as the strategies see them: scored on the rung asked for, each once, with a verdict.
 
-from collections.abc import Sequence
+Dimension key: N examples, K labels.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sieve_edge.config import Recipe, Task
-from sieve_edge.files import append_jsonl, read_jsonl
-from sieve_edge.model.bank import ProjectionBank
-from sieve_edge.model.flat import TorchTextModel
-from sieve_edge.model.levels import Ranks
-from sieve_edge.model.load import LoadedModel, shared_copy
-from sieve_edge.model.switchable import install_switchable_, switch_
+from sieve_edge.artifacts import MatrixSpec
+from sieve_edge.model.levels import Ranks, kept_params
+from sieve_edge.model.refitted import refit_file
+from sieve_edge.model.tensors import write_tensors
 from sieve_edge.progress import Progress
-from sieve_edge.task.evaluate import measure
-from sieve_edge.task.examples import Example
-from sieve_edge.task.likelihood import label_log_likelihoods
+from sieve_edge.protocols import Float64, Int64
+from sieve_edge.search.executor import Executor
+from sieve_edge.search.history import History
+from sieve_edge.search.scoring import Outcome, Request, Stop
+from sieve_edge.search.space import plan_id
+from sieve_edge.task.evaluate import fit_prior, loss_interval, measure, predict, relative_loss
+
+_STATISTICS_SEED = 0
 
 
-class CandidateScorer:
-    """One switchable model, the selection prompts, and the history of what was scored."""
+@dataclass(frozen=True)
+class Acceptance:
+    """When a candidate's accuracy is good enough.
+
+    Attributes:
+        tolerance: Allowed relative loss.
+        rule: ``"point"`` (the measured loss) or ``"interval"`` (the upper end of its one-sided paired interval).
+        confidence: Of that interval.
+        stop_confidence: With which a candidate must be too bad after the first part to be given up.
+    """
+
+    tolerance: float
+    rule: str
+    confidence: float
+    stop_confidence: float
+
+    def told(self) -> str:
+        """Describe the rule, for the manifest.
+
+        Returns:
+            One phrase.
+        """
+        if self.rule == "point":
+            return f"loss at most {self.tolerance:g}"
+        return f"upper end of the {self.confidence:g} one-sided paired interval of the loss at most {self.tolerance:g}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a candidate is worth on the selection split.
+
+    Attributes:
+        accuracy: Balanced accuracy after prior correction; of the first part if it was given up.
+        loss: Relative to dense, on the same examples.
+        bound: Upper end of the paired interval of the loss.
+        feasible: Whether it may be chosen.
+        collapsed: Whether it gives one answer to everything.
+        word: Why, for people.
+    """
+
+    accuracy: float
+    loss: float
+    bound: float
+    feasible: bool
+    collapsed: bool
+    word: str
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A candidate with its verdict.
+
+    Attributes:
+        ranks: The candidate.
+        rung: ``"labels"``, or ``"refit"`` for after refit.
+        kept_linears: Fraction of the linears' parameters.
+        complete: Whether all examples were scored.
+        verdict: What it is worth.
+    """
+
+    ranks: Ranks
+    rung: str
+    kept_linears: float
+    complete: bool
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The dense model on the selection split: its label log-likelihoods (N, K), and the true labels (N,)."""
+
+    scores_NK: Float64
+    labels_N: Int64
+
+    def judge(self, scores: Sequence[Sequence[float]], acceptance: Acceptance) -> Verdict:
+        """Compare a candidate's scores with the dense model's on the same examples.
+
+        Args:
+            scores: Label log-likelihoods of the first examples, or of all.
+            acceptance: When they are good enough.
+
+        Returns:
+            The verdict.
+        """
+        count = len(scores)
+        pruned_NK, dense_NK, labels_N = np.asarray(scores), self.scores_NK[:count], self.labels_N[:count]
+        pruned, dense = measure(pruned_NK, labels_N), measure(dense_NK, labels_N)
+        predicted = [predict(each_NK, fit_prior(each_NK, labels_N)) for each_NK in (dense_NK, pruned_NK)]
+        rng = np.random.default_rng(_STATISTICS_SEED)
+        quantiles = (0.0, acceptance.confidence)
+        _, bound = loss_interval(predicted[0], predicted[1], labels_N, dense_NK.shape[1], rng, quantiles)
+        loss = relative_loss(float(pruned["corrected"]), float(dense["corrected"]))
+        decisive = bound if acceptance.rule == "interval" else loss
+        if count < len(self.labels_N):
+            word = f"given up after {count} examples"
+        elif pruned["collapsed"]:
+            word = "collapsed"
+        else:
+            word = "feasible" if decisive <= acceptance.tolerance else "loses too much"
+        return Verdict(float(pruned["corrected"]), loss, bound, word == "feasible", bool(pruned["collapsed"]), word)
+
+
+class Candidates:
+    """Scores candidates through an executor, and remembers them.
+
+    Attributes:
+        tokens: Tokens forwarded for all that was asked so far, as from an empty cache.
+        scored: Verdicts so far, by plan id and rung.
+    """
 
     def __init__(
         self,
-        loaded: LoadedModel,
-        bank: ProjectionBank,
-        task: Task,
-        selection: Sequence[Example],
-        recipe: Recipe,
-        history: Path,
+        specs: Sequence[MatrixSpec],
+        storage: str,
+        executor: Executor,
+        history: History,
+        reference: Reference,
+        acceptance: Acceptance,
+        refits: Path,
         progress: Progress,
     ) -> None:
-        """Make a switchable copy of the model, which shares its weights, and read the history.
+        """Keep what scoring needs.
 
         Args:
-            loaded: Dense model.
-            bank: Its projections.
-            task: The task.
-            selection: Examples to score on.
-            recipe: Batch size, device.
-            history: JSON-lines file that records are appended to.
+            specs: Matrices of the model.
+            storage: ``"pair"`` or ``"pivoted"``, to count what is kept.
+            executor: Where candidates are scored.
+            history: Where scores are kept.
+            reference: The dense model's scores.
+            acceptance: When a candidate is good enough.
+            refits: Folder for refitted factors.
             progress: Where progress is shown.
         """
-        records, torn = read_jsonl(history)
-        if torn:
-            progress.say("  the history's last line was torn and is dropped; its candidate is scored again")
-        self.records: dict[float, dict[str, Any]] = {record["factor"]: record for record in records}
-        self._history = history
+        self.specs = tuple(specs)
+        self._storage = storage
+        self._linears = sum(spec.params for spec in specs)
+        self._executor = executor
+        self.history = history
+        self._reference = reference
+        self.acceptance = acceptance
+        self._refits = refits
         self._progress = progress
-        self._batch_tokens = recipe.search.batch_tokens
-        self._prompts = [loaded.encode(example.prompt) for example in selection]
-        self._answers = [loaded.encode(answer, special=False) for answer in task.labels.values()]
-        self._labels_N = np.array([example.label for example in selection])
-        model = shared_copy(loaded.model)
-        self._leaders = install_switchable_(model, loaded.specs, bank)
-        self._model = TorchTextModel(model, recipe.device)
+        self.tokens = 0.0
+        self.scored: dict[tuple[str, str], Scored] = {}
+        self._asked: set[tuple[str, str]] = set()
 
-    def score(self, factor: float, ranks: Ranks, kept_linears: float, needed: float) -> bool:
-        """Score a candidate unless the history has it.
+    def kept(self, ranks: Ranks) -> float:
+        """Say what a candidate keeps.
 
         Args:
-            factor: Its factor, which names it in the history.
-            ranks: Its ranks.
-            kept_linears: Fraction of the linears' parameters it keeps.
-            needed: Corrected balanced accuracy from which on it is feasible.
+            ranks: The candidate.
 
         Returns:
-            Whether it is feasible.
+            Fraction of the linears' parameters.
         """
-        if factor not in self.records:
-            switch_(self._leaders, ranks)
-            title = f"score factor {factor:g}, keeps {kept_linears:.3f}"
-            with self._progress.task(title, len(self._prompts), "prompts") as advance:
-                scores_NK = label_log_likelihoods(
-                    self._model, self._prompts, self._answers, self._batch_tokens, advance
-                )
-            measured = measure(scores_NK, self._labels_N)
-            feasible = measured["corrected"] >= needed and not measured["collapsed"]
-            record = {"factor": factor, "kept_linears": kept_linears, "feasible": feasible, **measured}
-            append_jsonl(self._history, record)
-            self.records[factor] = record
-        record = self.records[factor]
-        word = "feasible" if record["feasible"] else "collapsed" if record["collapsed"] else "below what is needed"
-        self._progress.say(f"  factor {factor:g} keeps {record['kept_linears']:.3f}: {record['corrected']:.4f}, {word}")
-        return bool(record["feasible"])
+        return kept_params(self.specs, ranks, self._storage) / self._linears
+
+    def divergences(self, plans: Sequence[Ranks]) -> list[float]:
+        """Score candidates by the KL divergence on few prompts.
+
+        Args:
+            plans: Candidates.
+
+        Returns:
+            Nats per answer position, in the same order.
+        """
+        dense = dict.fromkeys((spec.name for spec in self.specs), None)
+        # The dense model comes first, so that its own pass over the prompts is counted too.
+        records = list(self._records([dense, *plans], "divergence", None))[1:]
+        return [record["divergence"] for record in records]
+
+    def verdicts(self, plans: Sequence[Ranks], rung: str = "labels", give_up: bool = True) -> list[Verdict]:
+        """Score candidates on the selection split.
+
+        Args:
+            plans: Candidates.
+            rung: ``"labels"``, or ``"refit"`` for after refit.
+            give_up: Whether a hopeless candidate may stop after the first part.
+
+        Returns:
+            Verdicts, in the same order.
+        """
+        rule = self.acceptance
+        stop = Stop(rule.tolerance, rule.stop_confidence) if give_up else None
+        verdicts = []
+        for ranks, record in zip(plans, self._records(plans, rung, stop), strict=True):
+            verdict = self._reference.judge(record["scores"], rule)
+            verdicts.append(verdict)
+            self.scored[plan_id(ranks), rung] = Scored(
+                dict(ranks), rung, self.kept(ranks), self._complete(record), verdict
+            )
+            after = " after refit" if rung == "refit" else ""
+            self._progress.say(
+                f"  plan {plan_id(ranks)} keeps {self.kept(ranks):.3f}: {verdict.accuracy:.4f}{after}, "
+                f"loss {verdict.loss:.2%}, {verdict.word}"
+            )
+        return verdicts
+
+    @property
+    def dense_accuracy(self) -> float:
+        """The dense model's balanced accuracy on the selection split, after prior correction."""
+        return float(measure(self._reference.scores_NK, self._reference.labels_N)["corrected"])
+
+    def drop_refits(self, keep: Ranks | None) -> None:
+        """Delete refitted factors that are not needed any more.
+
+        Args:
+            keep: Plan whose factors stay; None for none.
+        """
+        for file in self._refits.glob("refit-*.safetensors"):
+            if keep is None or file != refit_file(self._refits, plan_id(keep)):
+                file.unlink()
+
+    def _records(self, plans: Sequence[Ranks], rung: str, stop: Stop | None) -> Iterator[dict[str, Any]]:
+        """Yield a record for each plan as soon as it is there; what is missing is scored, each plan once."""
+        wanted: dict[str, Request] = {}
+        for ranks in plans:
+            record = self.history.find(ranks, rung)
+            if record is None or not self._enough(record, stop):
+                seen = () if record is None else record["scores"]
+                wanted.setdefault(plan_id(ranks), Request(ranks, rung, seen, stop))
+        outcomes = self._executor.run(list(wanted.values()))
+        for ranks in plans:
+            request = wanted.pop(plan_id(ranks), None)
+            if request is not None:
+                self._add(request, next(outcomes))
+            record = self.history.records[plan_id(ranks), rung]
+            if (plan_id(ranks), rung) not in self._asked:
+                self._asked.add((plan_id(ranks), rung))
+                self.tokens += record["tokens"]
+            yield record
+
+    def _enough(self, record: dict[str, Any], stop: Stop | None) -> bool:
+        """Say whether a record that stopped early would stop under this rule too."""
+        if record["rung"] == "divergence" or self._complete(record):
+            return True
+        return stop is not None and record["stop"] == [stop.tolerance, stop.confidence]
+
+    def _complete(self, record: dict[str, Any]) -> bool:
+        return len(record["scores"]) == len(self._reference.labels_N)
+
+    def _add(self, request: Request, outcome: Outcome) -> None:
+        earlier = self.history.find(request.ranks, request.rung)
+        tokens = outcome.tokens + (earlier["tokens"] if earlier else 0.0)
+        values: dict[str, Any] = {"kept_linears": self.kept(request.ranks), "tokens": tokens}
+        if request.rung == "divergence":
+            values["divergence"] = outcome.value
+        else:
+            values["scores"] = outcome.scores
+            values["stop"] = None if request.stop is None else [request.stop.tolerance, request.stop.confidence]
+        if request.rung == "refit":
+            values["refits"] = list(outcome.refits)
+            write_tensors(refit_file(self._refits, plan_id(request.ranks)), outcome.factors)
+        self.history.add(request.ranks, request.rung, values)

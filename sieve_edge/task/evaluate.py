@@ -141,9 +141,14 @@ def relative_loss(pruned: float, dense: float) -> float:
 
 
 def loss_interval(
-    dense_N: Int64, pruned_N: Int64, labels_N: Int64, classes: int, rng: np.random.Generator
+    dense_N: Int64,
+    pruned_N: Int64,
+    labels_N: Int64,
+    classes: int,
+    rng: np.random.Generator,
+    quantiles: tuple[float, float] = (0.025, 0.975),
 ) -> tuple[float, float]:
-    """Bound the relative loss by a 95 % bootstrap interval, both models on the same resampled examples.
+    """Bound the relative loss by a bootstrap interval, both models on the same resampled examples.
 
     Args:
         dense_N: Labels that the dense model predicts, (N,).
@@ -151,6 +156,7 @@ def loss_interval(
         labels_N: True labels, (N,).
         classes: K.
         rng: Random generator.
+        quantiles: Ends of the interval; 95 % by default.
 
     Returns:
         ``(low, high)``.
@@ -159,8 +165,31 @@ def loss_interval(
     truth_SN = labels_N[rows_SN]
     dense_S = _balanced((dense_N == labels_N)[rows_SN], truth_SN, classes)
     pruned_S = _balanced((pruned_N == labels_N)[rows_SN], truth_SN, classes)
-    low, high = np.quantile(1.0 - pruned_S / np.maximum(dense_S, 1e-12), (0.025, 0.975))
+    low, high = np.quantile(1.0 - pruned_S / np.maximum(dense_S, 1e-12), quantiles)
     return float(low), float(high)
+
+
+def hopeless(
+    dense_NK: Float64, pruned_NK: Float64, labels_N: Int64, tolerance: float, confidence: float, seed: int = 0
+) -> bool:
+    """Say whether a candidate is already shown to lose too much, by a paired bootstrap test.
+
+    Args:
+        dense_NK: Label log-likelihoods of the dense model, (N, K).
+        pruned_NK: Those of the candidate on the same examples, (N, K).
+        labels_N: True labels, (N,).
+        tolerance: Allowed relative loss.
+        confidence: With which the loss must exceed it.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        True if the lower end of the one-sided interval of the loss is above the tolerance.
+    """
+    dense_N, pruned_N = (predict(each_NK, fit_prior(each_NK, labels_N)) for each_NK in (dense_NK, pruned_NK))
+    quantiles = (1.0 - confidence, 1.0)
+    rng = np.random.default_rng(seed)
+    low, _ = loss_interval(dense_N, pruned_N, labels_N, dense_NK.shape[1], rng, quantiles)
+    return low > tolerance
 
 
 def _softmax(scores_NK: Float64) -> Float64:

@@ -1,7 +1,9 @@
 """Examples of a task: read from tables, cleaned of duplicates, and split so that no text is seen twice."""
 
 import csv
+import itertools
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +69,30 @@ def load_splits(task: Task, seed: int) -> dict[str, tuple[Example, ...]]:
         if len({example.label for example in examples}) < len(task.labels):
             raise TaskError(f"task {task.name}: split {name} lacks one of the labels {list(task.labels)}; add data")
     return splits
+
+
+def label_ids(task: Task, encode: Callable[..., list[int]]) -> list[list[int]]:
+    """Tokenize a task's labels.
+
+    Args:
+        task: The task.
+        encode: ``LoadedModel.encode`` of the model that is asked.
+
+    Returns:
+        Token ids of each label.
+
+    Raises:
+        TaskError: If the tokens of one label begin those of another.
+    """
+    answers = list(task.labels.values())
+    ids = [encode(answer, special=False) for answer in answers]
+    for first, second in itertools.permutations(range(len(ids)), 2):
+        if ids[second][: len(ids[first])] == ids[first]:
+            raise TaskError(
+                f"task {task.name}: label '{answers[first]}' is the beginning of '{answers[second]}' in this model's "
+                "tokens, so the two cannot be told apart; choose other answers"
+            )
+    return ids
 
 
 def splits_sha256(splits: dict[str, tuple[Example, ...]]) -> dict[str, str]:

@@ -41,7 +41,7 @@ def label_log_likelihoods(
     Returns:
         Natural log-likelihoods, (N, K).
     """
-    shared = _shared_prefix(prompts) if share_prefix else 0
+    shared = shared_prefix(prompts) if share_prefix else 0
     past: list[object] = []
     if shared:
         ids_1T = np.asarray([prompts[0][:shared]], dtype=np.int64)
@@ -135,7 +135,15 @@ def log_likelihood(logits_BV: Float32 | Float64, tokens_B: Int64) -> Float64:
     return picked
 
 
-def _shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
+def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """Count the tokens that all prompts begin with, if they are worth caching.
+
+    Args:
+        prompts: Token lists.
+
+    Returns:
+        Number of tokens, at least one less than the shortest prompt has; 0 if below ``SHARED_PREFIX_TOKENS``.
+    """
     # What the first and the last in lexical order share, all share.
     first, last = min(map(list, prompts)), max(map(list, prompts))
     limit = min(len(prompt) for prompt in prompts) - 1
@@ -143,3 +151,18 @@ def _shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
     while shared < limit and first[shared] == last[shared]:
         shared += 1
     return shared if shared >= SHARED_PREFIX_TOKENS else 0
+
+
+def prefix_and_tails(prompts: Sequence[list[int]], batch_tokens: int) -> tuple[list[int], list[list[list[int]]]]:
+    """Split prompts into what all share and batches of the rest.
+
+    Args:
+        prompts: Token lists.
+        batch_tokens: Tokens of one batch.
+
+    Returns:
+        ``(prefix, batches)``; the tails of a batch have one length.
+    """
+    shared = shared_prefix(prompts)
+    batches = length_batches([len(prompt) - shared for prompt in prompts], batch_tokens, mixed=False)
+    return prompts[0][:shared], [[prompts[row][shared:] for row in rows] for rows in batches]

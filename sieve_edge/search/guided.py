@@ -1,0 +1,164 @@
+"""The guided search: a knapsack over the damage of every choice proposes, few forward passes dispose.
+
+Source: method.md, section 6; rungs and swaps after EvoPress, arXiv 2410.14649.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sieve_edge.config import GuidedRecipe
+from sieve_edge.model.bank import ProjectionBank
+from sieve_edge.progress import Progress
+from sieve_edge.search.budgets import Budget, params_budget
+from sieve_edge.search.candidates import Candidates
+from sieve_edge.search.space import Chromosome, SearchSpace
+from sieve_edge.search.surrogate import Damage, corrected, corrections, damage_table, solve
+from sieve_edge.search.swaps import offspring
+
+_PROBE_FACTOR = 0.35
+"""Matrices are probed at the first level at or below this factor: far enough from dense for a KL to be seen."""
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Knapsack plans by size: rung k keeps at most ``1 - (k + 1) * step`` of the linears."""
+
+    space: SearchSpace
+    damage: Damage
+    budgets: tuple[Budget, ...]
+    step: float
+
+    def size(self, rung: int) -> float:
+        """Say how large a rung's plan may be.
+
+        Args:
+            rung: Index, rising with pruning.
+
+        Returns:
+            Fraction of the linears.
+        """
+        return 1.0 - (rung + 1) * self.step
+
+    def limits(self, rung: int) -> tuple[Budget, ...]:
+        """List what a rung's plan must meet.
+
+        Args:
+            rung: Index.
+
+        Returns:
+            The user's budgets and the rung's own.
+        """
+        share = 1.0 / self.space.linears
+        size = params_budget("size", self.space.storage, share, 0.0, self.size(rung), "of the linears")
+        return (*self.budgets, size)
+
+    def plan(self, rung: int) -> Chromosome | None:
+        """Solve a rung.
+
+        Args:
+            rung: Index.
+
+        Returns:
+            The plan of least damage; None if none is small enough.
+        """
+        return solve(self.space, self.damage, self.limits(rung))
+
+
+def guide(
+    space: SearchSpace,
+    bank: ProjectionBank,
+    candidates: Candidates,
+    budgets: Sequence[Budget],
+    recipe: GuidedRecipe,
+    refit: bool,
+    rng: np.random.Generator,
+    progress: Progress,
+) -> None:
+    """Search for the smallest feasible plan; what was scored stays with ``candidates``.
+
+    Pseudocode::
+
+        damage  = discarded energy of every choice, corrected by a few measured KLs
+        rung    = bisection over the knapsack plans of a ladder of sizes: first a part of the labels, then all
+        below it, size by size:
+            plan = knapsack plan, improved by swaps that keep its size, by KL on few prompts
+            stop at the first size whose plan is not feasible, after refit where refit is on
+
+    Args:
+        space: Search space.
+        bank: Projections with their errors.
+        candidates: Scores plans.
+        budgets: What a plan may cost.
+        recipe: Sizes of everything.
+        refit: Whether the last rung is scored after refit.
+        rng: Random generator of the swaps.
+        progress: Where progress is shown.
+    """
+    damage = _measured_damage(space, bank, candidates, recipe, progress)
+    ladder = Ladder(space, damage, tuple(budgets), recipe.ladder_step)
+    low, high = -1, round(1.0 / recipe.ladder_step) - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        chromosome = ladder.plan(middle)
+        good = chromosome is not None and candidates.verdicts([space.ranks(chromosome)])[0].feasible
+        low, high = (middle, high) if good else (low, middle)
+    rung, jump = low, max(recipe.refit_jump, 1) if refit else 1
+    tried: set[int] = set()
+    for _ in range(recipe.last_rungs):
+        target = rung + jump
+        if target in tried or ladder.size(target) <= 0.0:
+            break
+        tried.add(target)
+        if _last_rung(ladder, target, candidates, recipe, refit, rng):
+            rung = target
+        else:
+            jump = max(jump // 2, 1)
+
+
+def _last_rung(
+    ladder: Ladder, rung: int, candidates: Candidates, recipe: GuidedRecipe, refit: bool, rng: np.random.Generator
+) -> bool:
+    chromosome = ladder.plan(rung)
+    if chromosome is None:
+        return False
+    space, limits = ladder.space, ladder.limits(rung)
+    best = candidates.divergences([space.ranks(chromosome)])[0]
+    for _ in range(recipe.swap_rounds):
+        children = offspring(chromosome, space, limits, ladder.damage, recipe.offspring, rng)
+        nats = candidates.divergences([space.ranks(child) for child in children])
+        order = sorted(range(len(children)), key=lambda index: (nats[index], children[index]))
+        if order and nats[order[0]] < best:
+            chromosome, best = children[order[0]], nats[order[0]]
+    return candidates.verdicts([space.ranks(chromosome)], "refit" if refit else "labels")[0].feasible
+
+
+def _measured_damage(
+    space: SearchSpace, bank: ProjectionBank, candidates: Candidates, recipe: GuidedRecipe, progress: Progress
+) -> Damage:
+    damage = damage_table(space, bank)
+    probes = _probes(space, recipe.probes)
+    if not probes:
+        return damage
+    plans = []
+    for index, gene in probes:
+        genes = [0] * len(space.gene_levels)
+        genes[index] = gene
+        plans.append(space.ranks(tuple(genes)))
+    measured = dict(zip(probes, candidates.divergences(plans), strict=True))
+    factors = corrections(space, damage, measured)
+    changed = sum(factor != 1.0 for factor in factors)
+    progress.say(f"  damage checked against {len(probes)} measured KLs: {changed} of {len(factors)} matrices corrected")
+    return corrected(damage, factors)
+
+
+def _probes(space: SearchSpace, per_kind: int) -> list[tuple[int, int]]:
+    """Choose ``(matrix, level)`` at evenly spaced layers of every kind."""
+    chosen = []
+    uniform = space.uniform(_PROBE_FACTOR)
+    for kind in dict.fromkeys(spec.kind for spec in space.specs):
+        mine = [index for index, spec in enumerate(space.specs) if spec.kind == kind]
+        places = {round(step * (len(mine) - 1) / max(per_kind - 1, 1)) for step in range(per_kind)}
+        chosen += [(mine[place], uniform[mine[place]]) for place in sorted(places)]
+    return [(index, gene) for index, gene in chosen if gene > 0]

@@ -1,6 +1,7 @@
 """What gathering Gram matrices costs: ``python -m benchmarks.calibration``.
 
-Tokens per second of calibrate's pass, prompts and answers, against a plain forward pass over the same tokens, in turn.
+Tokens per second of calibrate's pass, prompts and answers, against a plain forward pass over the same tokens, in turn;
+both compute the prefix that all prompts share once.
 """
 
 import time
@@ -8,9 +9,9 @@ import time
 import numpy as np
 
 from benchmarks._common import Demo, finish, load_demo, options
-from sieve_edge.calibrate import GRAM_BATCH_TOKENS, needed_sides, run_with_answers
+from sieve_edge.calibrate.grams import GRAM_BATCH_TOKENS, needed_sides, run_prefix, run_with_answers
 from sieve_edge.model.statistics import Moments
-from sieve_edge.task.likelihood import length_batches
+from sieve_edge.task.likelihood import prefix_and_tails
 
 
 def main() -> None:
@@ -19,14 +20,11 @@ def main() -> None:
     started = time.perf_counter()
     demo = load_demo(arguments)
     prompts = demo.prompts("calibration", 60 if arguments.quick else 280)
-    batches = [
-        [prompts[row] for row in rows] for rows in length_batches([len(item) for item in prompts], GRAM_BATCH_TOKENS)
-    ]
     tokens = sum(len(prompt) + demo.task.max_new_tokens for prompt in prompts)
     seconds: dict[str, list[float]] = {"plain forward": [], "with Gram matrices": []}
     for _ in range(3):
         for name, times in seconds.items():
-            times.append(_pass(demo, batches, gather=name != "plain forward"))
+            times.append(_pass(demo, prompts, gather=name != "plain forward"))
     plain = float(np.median(seconds["plain forward"]))
     rows = [
         {
@@ -40,12 +38,14 @@ def main() -> None:
     finish("calibration", demo, arguments, started, rows)
 
 
-def _pass(demo: Demo, batches: list[list[list[int]]], *, gather: bool) -> float:
+def _pass(demo: Demo, prompts: list[list[int]], *, gather: bool) -> float:
     sides = needed_sides(demo.loaded, demo.recipe.learn) if gather else {spec.name: () for spec in demo.loaded.specs}
     moments = Moments()
+    prefix, batches = prefix_and_tails(prompts, GRAM_BATCH_TOKENS)
     begun = time.perf_counter()
+    past = run_prefix(demo.loaded, sides, moments, prefix, len(prompts), "cpu")
     for batch in batches:
-        run_with_answers(demo.loaded, sides, moments, batch, demo.task.max_new_tokens, "cpu")
+        run_with_answers(demo.loaded, sides, moments, past, batch, demo.task.max_new_tokens, "cpu")
     return time.perf_counter() - begun
 
 

@@ -1,8 +1,9 @@
-"""The output metric of the closed form: ``python -m benchmarks.metric``.
+"""What the closed form minimises, and refit: ``python -m benchmarks.metric``.
 
-Fisher metric of the answer against plain least squares, from the statistics of a finished calibrate stage (made first
-if it is missing), at equal parameters: KL divergence of the next-token distribution (full vocabulary, dense || pruned,
-in nats) and balanced accuracy, on calibration examples that the statistics did not see.
+Plain least squares, the Fisher metric of the answer, the same with tokens weighed by their gradient, and that refitted:
+from the statistics of a finished calibrate stage (made first if it is missing), at equal parameters. KL divergence of
+the next-token distribution (full vocabulary, dense || pruned, in nats) and balanced accuracy, on calibration examples
+that neither the statistics nor refit saw.
 """
 
 import tempfile
@@ -21,11 +22,21 @@ from sieve_edge.model.flat import TorchTextModel
 from sieve_edge.model.levels import kept_params, ranks_at
 from sieve_edge.model.load import shared_copy
 from sieve_edge.model.matrices import linear_params
+from sieve_edge.model.refit import refit as refit_
+from sieve_edge.model.refit import refit_settings
 from sieve_edge.model.statistics import CalibrationStats
 from sieve_edge.model.switchable import install_switchable_, switch_
 from sieve_edge.task.evaluate import measure
 from sieve_edge.task.examples import label_ids
-from sieve_edge.task.likelihood import label_log_likelihoods
+from sieve_edge.task.likelihood import label_log_likelihoods, prefix_and_tails
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "identity": {"output_metric": "identity", "gradient_weight": 0.0},
+    "fisher": {"gradient_weight": 0.0},
+    "fisher, tokens by gradient": {},
+}
+REFIT_PROMPTS = 300
 
 
 def main() -> None:
@@ -37,27 +48,40 @@ def main() -> None:
     stats = CalibrationStats(run.folder("calibrate"))
     unseen = 100 if arguments.quick else 300
     rows = []
-    for metric in ("identity", "fisher"):
-        recipe = demo.recipe.learn.model_copy(update={"output_metric": metric})
+    for name, changes in VARIANTS.items():
+        recipe = demo.recipe.learn.model_copy(update=changes)
         with tempfile.TemporaryDirectory() as folder:
             learn(demo.loaded, stats, recipe, {}, 0, Path(folder), run.progress)
             factors = (0.6,) if arguments.quick else (0.75, 0.6, 0.5)
-            rows += [_measure(demo, ProjectionBank(Path(folder)), metric, factor, unseen) for factor in factors]
+            for factor in factors:
+                refits = (False, True) if recipe.gradient_weight > 0.0 else (False,)
+                rows += [
+                    _measure(demo, ProjectionBank(Path(folder)), stats, name, factor, unseen, refit=refit)
+                    for refit in refits
+                ]
     finish("metric", demo, arguments, started, rows)
 
 
-def _measure(demo: Demo, bank: ProjectionBank, metric: str, factor: float, unseen: int) -> dict[str, Any]:
+def _measure(
+    demo: Demo, bank: ProjectionBank, stats: CalibrationStats, name: str, factor: float, unseen: int, *, refit: bool
+) -> dict[str, Any]:
     specs, storage = demo.loaded.specs, demo.target.storage
     ranks = ranks_at(specs, factor, storage, demo.target.rank_multiple)
     pruned = shared_copy(demo.loaded.model)
-    switch_(install_switchable_(pruned, specs, bank), ranks)
+    leaders = install_switchable_(pruned, specs, bank)
+    switch_(leaders, ranks)
+    if refit:
+        settings = refit_settings(stats, specs, demo.recipe.learn.gradient_weight)
+        batches = prefix_and_tails(demo.prompts("calibration", REFIT_PROMPTS), demo.recipe.search.batch_tokens)
+        refit_(demo.loaded.model, pruned, leaders, *batches, settings)
     examples = demo.splits["calibration"][-unseen:]
     prompts = [demo.loaded.encode(example.prompt) for example in examples]
     divergences = [_divergence(demo.loaded.model, pruned, prompt) for prompt in prompts[:100]]
     answers, batch_tokens = label_ids(demo.task, demo.loaded.encode), demo.recipe.search.batch_tokens
     scores_NK = label_log_likelihoods(TorchTextModel(pruned, "cpu"), prompts, answers, batch_tokens)
     return {
-        "metric": metric,
+        "metric": name,
+        "refit": refit,
         "factor": factor,
         "kept": kept_params(specs, ranks, storage) / linear_params(specs),
         "KL": float(np.mean(divergences)),

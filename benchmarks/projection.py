@@ -13,13 +13,13 @@ from torch import Tensor
 
 from benchmarks._common import finish, load_demo, options
 from sieve_edge.artifacts import MatrixSpec
-from sieve_edge.calibrate import run_with_answers
+from sieve_edge.calibrate.grams import GRAM_BATCH_TOKENS, run_prefix, run_with_answers
 from sieve_edge.learn.baselines import gradient_post, gradient_pre, input_pca, weight_svd
 from sieve_edge.learn.projections import project_input_side, project_output_side, relative_error, roots
 from sieve_edge.model.factored import rank_for
 from sieve_edge.model.matrices import stacked_weight
 from sieve_edge.model.statistics import Moments
-from sieve_edge.task.likelihood import length_batches
+from sieve_edge.task.likelihood import prefix_and_tails
 
 FACTORS = (0.9, 0.5, 0.25)
 CUT = 1e-12
@@ -37,9 +37,10 @@ def main() -> None:
     moments = Moments()
     sides = {spec.name: () for spec in demo.loaded.specs} | {spec.name: ("input",) for spec in specs}
     prompts = demo.prompts("calibration", 60 if arguments.quick else 280)
-    for rows in length_batches([len(prompt) for prompt in prompts], 2048):
-        batch = [prompts[row] for row in rows]
-        run_with_answers(demo.loaded, sides, moments, batch, demo.task.max_new_tokens, "cpu")
+    prefix, batches = prefix_and_tails(prompts, GRAM_BATCH_TOKENS)
+    past = run_prefix(demo.loaded, sides, moments, prefix, len(prompts), "cpu")
+    for batch in batches:
+        run_with_answers(demo.loaded, sides, moments, past, batch, demo.task.max_new_tokens, "cpu")
     grams = moments.full()
     steps = 100 if arguments.quick else 300
     samples = [

@@ -91,10 +91,20 @@ class Source(Strict):
         return value
 
 
+class CalibrationSource(Source):
+    """One more table whose texts the model is calibrated on; never scored on."""
+
+    weight: PositiveFloat = Field(
+        1.0,
+        description="Examples of this source in the calibration split for each one of the main source. Statistics are "
+        "sums over tokens, so that of two sources of equal weight the one with longer texts counts more.",
+    )
+
+
 class Splits(Strict):
     """How many examples each split takes; splits are disjoint by text."""
 
-    calibration: PositiveInt = Field(description="Examples that calibrate may read.")
+    calibration: PositiveInt = Field(description="Examples that calibrate may read, of all its sources together.")
     selection: Annotated[int, Field(ge=20)] = Field(description="Examples that the search scores on.")
     test: Annotated[int, Field(ge=20)] = Field(description="Examples of the final score, never seen by the search.")
     transfer: Annotated[int, Field(ge=20)] = Field(
@@ -109,6 +119,11 @@ class Task(Strict):
     description: str = Field(description="One line that says what the task is.")
     source: Source = Field(description="Examples of the calibration, selection and test splits.")
     transfer: Source = Field(description="Examples of the transfer set.")
+    calibration_sources: tuple[CalibrationSource, ...] = Field(
+        (),
+        description="Further sources of the calibration split; the main one has weight 1. They give no text of another "
+        "split. Where the transfer source is one of them, the transfer set no longer shows how a new source fares.",
+    )
     prompt: str = Field(description="Prompt; {text} is replaced by the example's text.")
     labels: dict[str, str] = Field(
         description="Value of the label column -> the answer that the model gives, with its leading space."
@@ -126,6 +141,9 @@ class Task(Strict):
             problems.append(f"labels: {len(self.labels)} given, at least 2 are needed")
         if len(set(self.labels.values())) != len(self.labels) or not all(self.labels.values()):
             problems.append("labels: answers must be distinct and not empty")
+        sources = 1 + len(self.calibration_sources)
+        if self.splits.calibration < sources:
+            problems.append(f"splits.calibration: {self.splits.calibration} is fewer than the {sources} sources it has")
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -141,7 +159,7 @@ class LearnRecipe(Strict):
     output_metric: Literal["fisher", "identity"] = Field(
         "fisher", description="Metric of the output error: Fisher information of the answer, or plain least squares."
     )
-    fisher_prompts: PositiveInt = Field(128, description="Prompts with one backward pass each for the Fisher metric.")
+    fisher_prompts: PositiveInt = Field(256, description="Prompts with one backward pass each for the Fisher metric.")
     fisher_damping: Annotated[float, Field(gt=0.0)] = Field(
         0.3, description="Identity added to the Fisher matrix, as a fraction of its mean eigenvalue."
     )
@@ -218,7 +236,9 @@ class SearchRecipe(Strict):
     refit_prompts: Annotated[int, Field(ge=10)] = Field(
         400, description="Prompts that refit runs over, from the calibration split; a fifth is held out."
     )
-    allow_skip: bool = Field(False, description="Whether whole attention and MLP blocks may be left out.")
+    allow_skip: bool = Field(
+        False, description="Whether whole attention and MLP blocks may be left out; the target's format must hold that."
+    )
     front: bool = Field(
         False, description="Keep the plans that no other one beats in size and accuracy; --plan N fuses one."
     )
@@ -232,6 +252,11 @@ class SearchRecipe(Strict):
     )
     genetic: GeneticRecipe = Field(default_factory=GeneticRecipe, description="Constants of the genetic strategy.")
     guided: GuidedRecipe = Field(default_factory=GuidedRecipe, description="Sizes of the guided strategy.")
+
+    @property
+    def limits_time(self) -> bool:
+        """Whether a time is limited, so that a time table is needed."""
+        return self.max_time_per_answer_ms is not None or self.max_time_per_token_ms is not None
 
 
 class Recipe(Strict):

@@ -7,7 +7,7 @@ SieveError                  exit 3   one line: what, value, limit, how to fix
 |- CalibrationError         exit 3   too few tokens, statistics that are not finite
 |- ArtifactError            exit 3   missing manifest, hash mismatch, truncated file, full disk
 |- EnvironmentMissing       exit 5   the message gives the command that fixes it
-`- LimitMissed              exit 4   the artifact is there, but a limit of the target is missed
+`- LimitMissed              exit 4   the artifact misses a limit of the target, or no plan meets those of the search
 
 Usage errors exit 2 and Ctrl-C exits 130. Anything else is a bug: it keeps its traceback and exits 1.
 """
@@ -57,6 +57,6 @@ class EnvironmentMissing(SieveError):
 
 
 class LimitMissed(SieveError):
-    """The artifact was validated and misses at least one limit of its target."""
+    """The artifact misses a limit of its target, or the search found no plan within its own limits."""
 
     exit_code = 4

@@ -14,6 +14,9 @@ from sieve_edge.errors import ConfigError, EnvironmentMissing
 
 Config = TypeVar("Config", bound=Strict)
 
+EXPORTS_THAT_SKIP = {"onnx": True}
+"""Target format -> whether a file of it can hold a model of which whole blocks are left out (``search.allow_skip``)."""
+
 
 def shipped_targets() -> dict[str, Path]:
     """Find the targets that come with the package.
@@ -95,6 +98,25 @@ def load_recipe(settings: tuple[str, ...]) -> Recipe:
     if problems:
         raise ConfigError("--set", problems)
     return _validated(Recipe, tree, "--set")
+
+
+def check_skipping(target: Target, recipe: Recipe) -> None:
+    """Refuse a search for plans that the target's export could not hold, before anything expensive.
+
+    Args:
+        target: The device.
+        recipe: Settings.
+
+    Raises:
+        ConfigError: If blocks may be skipped, and the target's format cannot hold that.
+    """
+    if recipe.search.allow_skip and not EXPORTS_THAT_SKIP[target.format]:
+        able = ", ".join(name for name, can in EXPORTS_THAT_SKIP.items() if can)
+        problem = (
+            f"search.allow_skip: true, but format {target.format} of target {target.name} cannot hold skipped blocks "
+            f"(only {able}); leave it false, or choose another target"
+        )
+        raise ConfigError("--set", [problem])
 
 
 def package_file(reference: str) -> Path:

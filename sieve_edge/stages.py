@@ -4,27 +4,30 @@ Heavy imports stand inside the functions, so that looking at a finished run is q
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sieve_edge.artifacts import read_manifest, read_plan
+from sieve_edge.artifacts import MANIFEST, read_manifest, read_plan
+from sieve_edge.compute import Compute
 from sieve_edge.config import Recipe, Target, Task
 from sieve_edge.files import digest
 from sieve_edge.model.source import ModelSource
 from sieve_edge.progress import Progress
 from sieve_edge.protocols import Float64
 from sieve_edge.resolve import settings_json
-from sieve_edge.task.examples import Example, load_splits, splits_sha256
+from sieve_edge.task.examples import Example, label_ids, load_splits, splits_sha256
 
 if TYPE_CHECKING:
+    from sieve_edge.device.times import TimeTable
     from sieve_edge.model.load import LoadedModel
+    from sieve_edge.search.space import SearchSpace
 
 REFERENCE_PROMPTS = 2
-SCORES_SCHEMA = 1
+SCORES_SCHEMA = 2
 """Rises when what a score means changes."""
 
 Result = tuple[Mapping[str, Any], tuple[str, ...]]
@@ -43,6 +46,7 @@ class Run:
         root: The run's folder.
         progress: Where progress is shown.
         plan: Number of the plan on the front that is fused, from 1; None for the search's choice.
+        compute: Where the search scores its candidates; changes no artifact.
     """
 
     source: ModelSource
@@ -52,6 +56,7 @@ class Run:
     root: Path
     progress: Progress
     plan: int | None = None
+    compute: Compute = field(default_factory=Compute)
 
     @cached_property
     def splits(self) -> dict[str, tuple[Example, ...]]:
@@ -102,7 +107,9 @@ def stage_settings(verb: str, run: Run) -> dict[str, Any]:
             return {"threads": recipe["threads"], "device": recipe["device"], **learn, "ranks": _gradient_levels(run)}
         case "search":
             asked = {name: recipe[name] for name in ("tolerance", "grid", "search")}
-            return {**_scoring(run), **asked, "storage": target["storage"], "multiple": target["rank_multiple"]}
+            levels = {"storage": target["storage"], "multiple": target["rank_multiple"]}
+            timed = {"timed": [target[name] for name in ("threads", "execution_provider", "workload")]}
+            return {**_scoring(run), **asked, **levels, **(timed if run.recipe.search.limits_time else {})}
         case "fuse":
             return {**_scoring(run), "task": task["name"], "prompt": task["prompt"], "plan": run.plan}
         case "export":
@@ -140,30 +147,54 @@ def _search(run: Run, out: Path) -> Result:
     from sieve_edge.model.bank import ProjectionBank
     from sieve_edge.model.statistics import CalibrationStats
     from sieve_edge.search import search
-    from sieve_edge.search.assemble import local, make_candidates, search_budgets, search_space
+    from sieve_edge.search.assemble import make_candidates, search_budgets, search_space
+    from sieve_edge.search.budgets import shown
+    from sieve_edge.search.executor import open_workers
 
     bank, stats = ProjectionBank(run.folder("learn")), CalibrationStats(run.folder("calibrate"))
     space = search_space(run.loaded, run.target, run.recipe)
-    candidates = make_candidates(
-        run.loaded,
-        bank,
-        stats,
-        _dense_scores(run),
-        run.task,
-        run.target,
-        run.splits,
-        run.recipe,
-        local,
-        _score_cache(run),
-        out,
-        run.progress,
-    )
-    budgets = search_budgets(space, run.recipe.search)
-    plan = search(space, bank, candidates, budgets, run.target, run.recipe, out, run.progress)
+    answer_tokens = max(len(ids) for ids in label_ids(run.task, run.loaded.encode))
+    budgets = search_budgets(space, run.recipe.search, _times(run, space, out), answer_tokens)
+    for budget in budgets:
+        run.progress.say(f"  {budget.told()}: the dense model has {shown(budget.dense(space))}")
+    with open_workers(run.compute, run.recipe.threads) as workers:
+        candidates = make_candidates(
+            run.loaded,
+            bank,
+            stats,
+            _dense_scores(run),
+            run.task,
+            run.target,
+            run.splits,
+            run.recipe,
+            workers.executor,
+            _score_cache(run),
+            out,
+            run.progress,
+        )
+        plan = search(space, bank, candidates, budgets, run.target, run.recipe, out, run.progress)
     told = ("kept_linears", "accuracy", "loss", "loss_bound", "accept", "refit", "evaluations", "tokens_scored")
     unpruned = all(rank is None for rank in plan.ranks.values())
     fallbacks = ("no plan met the tolerance; the model stays dense",) if unpruned else ()
-    return {name: getattr(plan, name) for name in told}, fallbacks
+    costs = {budget.name: budget.cost(space.specs, plan.ranks) for budget in budgets}
+    metrics = {**{name: getattr(plan, name) for name in told}, "costs": costs, **workers.metrics()}
+    return metrics, (*fallbacks, *workers.fallbacks())
+
+
+def _times(run: Run, space: "SearchSpace", out: Path) -> "TimeTable | None":
+    """The target's time table, if a time is limited; of the dense model that was exported, if it was."""
+    if not run.recipe.search.limits_time:
+        return None
+    from sieve_edge.export.write import write_graph
+    from sieve_edge.search.times import time_table
+    from sieve_edge.validate import workload_prompt
+
+    prompts = [run.loaded.encode(example.prompt) for example in run.splits["selection"]]
+    prompt = workload_prompt(prompts, run.target.workload.prompt_tokens)
+    exported, sha256 = run.folder("export"), run.source.sha256()
+    there = (exported / MANIFEST).is_file() and read_manifest(exported).inputs["model"] == sha256
+    dense = exported / "dense" if there else partial(write_graph, run.loaded.model)
+    return time_table(space, prompt, run.target, sha256, dense, run.root.parent / "shared", out, run.progress)
 
 
 def _score_cache(run: Run) -> Path:
@@ -246,8 +277,10 @@ def _gradient_levels(run: Run) -> dict[str, list[int]]:
     """Ranks that the gradient method must fit; the other methods serve every rank, whatever the target."""
     if run.recipe.learn.method != "gradient":
         return {}
-    from sieve_edge.model.levels import merged_levels
+    from sieve_edge.search.assemble import search_space
 
-    levels = merged_levels(run.loaded.specs, run.recipe.grid, run.target.storage, run.target.rank_multiple)
-    ranks = {spec.name: {level[spec.name] for _, level in levels} for spec in run.loaded.specs}
-    return {name: sorted(rank for rank in found if rank is not None) for name, found in ranks.items()}
+    space = search_space(run.loaded, run.target, run.recipe)
+    return {
+        spec.name: sorted(level.rank for level in levels if level.rank is not None)
+        for spec, levels in zip(space.specs, space.levels, strict=True)
+    }

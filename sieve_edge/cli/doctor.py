@@ -100,7 +100,8 @@ def _missing(target: Target, extras: dict[str, dict[str, str | None]], gpus: lis
         missing["NVIDIA GPU"] = "install the driver; nvidia-smi must list the GPU"
     try:
         task = load_task(target.task)
-        references = [target.model, task.source.path, task.transfer.path]
+        sources = (task.source, task.transfer, *task.calibration_sources)
+        references = [target.model, *(source.path for source in sources)]
     except SieveError as error:
         missing[f"task {target.task}"] = str(error)
         references = [target.model]

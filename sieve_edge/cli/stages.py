@@ -34,6 +34,15 @@ _OPTIONS = (
     click.option(
         "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Recipe setting, e.g. --set tolerance=0.02."
     ),
+    click.option(
+        "--executor",
+        type=click.Choice(["local", "ray"]),
+        default="local",
+        help="Where the search scores candidates: in this process, or on a Ray cluster. The plan is the same.",
+    ),
+    click.option("--ray-address", metavar="ADDRESS", help="Ray cluster, e.g. auto; default: one for this run only."),
+    click.option("--workers", type=click.IntRange(min=1), help="Ray workers; default: as many as there is room for."),
+    click.option("--num-gpus", type=click.FloatRange(min=0), help="GPUs of each Ray worker, e.g. 0.5; default: none."),
 )
 
 
@@ -95,20 +104,37 @@ def _run(
     run_dir: Path | None,
     plan: int | None,
     settings: tuple[str, ...],
+    **compute: Any,
 ) -> Any:
     from sieve_edge.model.source import find_model
     from sieve_edge.pipeline import build as build_stages
     from sieve_edge.progress import Progress
-    from sieve_edge.resolve import load_recipe, load_target, load_task
+    from sieve_edge.resolve import check_skipping, load_recipe, load_target, load_task
     from sieve_edge.stages import Run
 
     the_target = load_target(target)
     the_task = load_task(task or the_target.task)
     recipe = load_recipe(settings)
+    the_compute = _compute(recipe.device, **compute)
+    check_skipping(the_target, recipe)
     source = find_model(model or the_target.model)
     root = run_dir or Path("runs") / f"{source.name}-{the_task.name}-{the_target.name}"
-    run = Run(source, the_task, the_target, recipe, root, Progress(), plan)
+    run = Run(source, the_task, the_target, recipe, root, Progress(), plan, the_compute)
     return run, build_stages(run, until)
+
+
+def _compute(device: str, executor: str, ray_address: str | None, workers: int | None, num_gpus: float | None) -> Any:
+    from sieve_edge.compute import Compute
+
+    given = {"--ray-address": ray_address, "--workers": workers, "--num-gpus": num_gpus}
+    for name, value in given.items():
+        if value is not None and executor != "ray":
+            raise click.UsageError(f"{name} needs --executor ray")
+    if executor == "ray" and device.startswith("cuda") and not num_gpus:
+        raise click.UsageError(f"--executor ray with --set device={device} needs --num-gpus, e.g. --num-gpus 1")
+    compute = Compute(executor, ray_address, workers, num_gpus or 0.0)
+    compute.require()
+    return compute
 
 
 def _command(options: dict[str, Any]) -> str:

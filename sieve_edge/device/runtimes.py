@@ -1,10 +1,11 @@
-"""``TextModel`` on ONNX Runtime; the only importer of onnxruntime, and only when it is used.
+"""Graphs on ONNX Runtime, ``TextModel`` first; the only importer of onnxruntime, and only when it is used.
 
 Dimension key: B batch, P past tokens, T new tokens, H key/value heads, D head width, V vocabulary.
 """
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ class OrtTextModel:
             threads: Threads of one operator; operators run one after another.
             provider: Execution provider that must run the graph.
         """
-        self._session = _open(folder / GRAPH, threads, provider)
+        self._session = _open(folder / GRAPH, threads, provider)[0]
         self._source = folder / GRAPH
         inputs = {item.name: item for item in self._session.get_inputs()}
         self._past_names = [name for name in inputs if name.startswith(_PAST)]
@@ -101,7 +102,46 @@ class OrtTextModel:
         return item.shape[1], item.shape[3]
 
 
-def _open(path: Path, threads: int, provider: str) -> Any:
+class OrtGraph:
+    """A graph held in memory whose inputs are all given the same array, where the provider computes, once for all."""
+
+    def __init__(self, graph: bytes, threads: int, provider: str = _CPU) -> None:
+        """Load the graph; errors are those of ``OrtTextModel``.
+
+        Args:
+            graph: Serialized model, weights included.
+            threads: Threads of one operator; operators run one after another.
+            provider: Execution provider that must run the graph.
+        """
+        self._session, self._runtime = _open(graph, threads, provider)
+        # On the CPU a bound value borrows the array's memory, so both have to stay.
+        self._bound: list[Any] = []
+        self._device = "cpu" if provider == _CPU else "cuda"
+
+    def bind(self, array: NDArray[np.float32]) -> Callable[[], None]:
+        """Give every input an array.
+
+        Args:
+            array: What they are given.
+
+        Returns:
+            Function that runs the graph on it and waits until it is done; outputs are left where they are.
+        """
+        binding = self._session.io_binding()
+        value = self._runtime.OrtValue.ortvalue_from_numpy(array, self._device, 0)
+        for item in self._session.get_inputs():
+            binding.bind_ortvalue_input(item.name, value)
+        for item in self._session.get_outputs():
+            binding.bind_output(item.name, "cpu")
+        self._bound.append((value, array))
+        return partial(self._run, binding)
+
+    def _run(self, binding: Any) -> None:
+        self._session.run_with_iobinding(binding)
+
+
+def _open(graph: Path | bytes, threads: int, provider: str) -> tuple[Any, Any]:
+    """Make a session of a file or of a serialized model; returns it and the onnxruntime module."""
     extra = "onnx" if provider == _CPU else "onnx-gpu"
     # The two builds share their files, so the other one has to go first.
     fix = f"run: pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'sieve-edge[{extra}]'"
@@ -111,8 +151,9 @@ def _open(path: Path, threads: int, provider: str) -> Any:
         raise EnvironmentMissing(f"onnxruntime cannot be imported ({error}); {fix}") from error
     if provider not in runtime.get_available_providers():
         raise EnvironmentMissing(f"this onnxruntime has no {provider}; {fix}")
-    if not path.is_file():
-        raise ArtifactError(f"{path}: missing; run the export again")
+    place = graph if isinstance(graph, Path) else "graph in memory"
+    if isinstance(graph, Path) and not graph.is_file():
+        raise ArtifactError(f"{place}: missing; run the export again")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -120,10 +161,11 @@ def _open(path: Path, threads: int, provider: str) -> Any:
     options.log_severity_level = _LOG_ERRORS
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        session = runtime.InferenceSession(str(path), options, providers=[provider])
+        source = str(graph) if isinstance(graph, Path) else graph
+        session = runtime.InferenceSession(source, options, providers=[provider])
     except Exception as error:  # onnxruntime's own errors share no narrower base
-        raise ArtifactError(f"{path}: onnxruntime cannot load it ({' '.join(str(error).split())[:300]})") from error
+        raise ArtifactError(f"{place}: onnxruntime cannot load it ({' '.join(str(error).split())[:300]})") from error
     # A provider that fails to start is replaced with a log line only: what the session says is what counts.
     if provider not in session.get_providers():
         raise EnvironmentMissing(f"{provider} does not start here, got {session.get_providers()}; {fix}")
-    return session
+    return session, runtime

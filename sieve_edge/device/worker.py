@@ -18,6 +18,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from sieve_edge.config import PositiveInt, Strict
 from sieve_edge.device.reference import REFERENCE, max_reference_difference
 from sieve_edge.device.runtimes import OrtTextModel
+from sieve_edge.device.times import TimedMatrix
 from sieve_edge.device.timing import time_models, timed_decode, timed_prefill
 from sieve_edge.errors import ArtifactError, ConfigError, EnvironmentMissing, SieveError
 from sieve_edge.protocols import Progress
@@ -70,7 +71,18 @@ class ReferenceJob(_Job):
     folder: Path
 
 
-Job = Annotated[ScoreJob | TimeJob | MemoryJob | ReferenceJob, Field(discriminator="job")]
+class ProfileJob(_Job):
+    """Time matrices of a model, and the dense model that has them."""
+
+    job: Literal["profile"]
+    folder: Path
+    prompt: Tokens
+    matrices: Annotated[list[TimedMatrix], Field(min_length=1)]
+    layers: PositiveInt
+    repeats: PositiveInt
+
+
+Job = Annotated[ScoreJob | TimeJob | MemoryJob | ReferenceJob | ProfileJob, Field(discriminator="job")]
 
 
 def main() -> int:
@@ -111,6 +123,7 @@ def do_job(text: str) -> dict[str, Any]:
         "time": _time,
         "memory": _memory,
         "reference": _reference,
+        "profile": _profile,
     }
     return jobs[job.job](job)
 
@@ -154,6 +167,17 @@ def _reference(job: ReferenceJob) -> dict[str, Any]:
         raise ArtifactError(f"{job.folder}: a logit of the reference inputs is not finite")
     _reporter(1)(1)
     return {"max_difference": difference}
+
+
+def _profile(job: ProfileJob) -> dict[str, Any]:
+    # Needs onnx, which a device that only validates does not have.
+    from sieve_edge.device.profile import measure
+
+    report = _reporter(len(job.matrices) + job.repeats)
+    times, dense = measure(
+        job.folder, job.prompt, job.matrices, job.layers, job.threads, job.provider, job.repeats, report
+    )
+    return {"times": times, "dense": dense}
 
 
 def _memory_mib(name: str) -> float:

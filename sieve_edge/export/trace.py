@@ -5,13 +5,17 @@ Dimension key: B batch, P past tokens, T new tokens, H key/value heads, D head w
 
 import io
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import onnx
 import torch
+from onnx import helper
 from torch import Tensor, nn
 
+from sieve_edge.model.factored import FactoredLinear
 from sieve_edge.model.flat import flat_forward
+from sieve_edge.model.levels import SKIPPED
 
 OPSET = 18
 INPUTS = ("input_ids", "attention_mask", "position_ids")
@@ -22,9 +26,18 @@ class _FlatModel(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self._skipped = skipped_matrices(model)
 
     def forward(self, ids_BT: Tensor, mask: Tensor, positions_BT: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
-        logits, present = flat_forward(self.model, ids_BT, mask, positions_BT, past)
+        for leader in self._skipped:
+            # The size of its zeros is read off the tokens: off its own input, it would keep the whole block alive.
+            zeros_BTO = torch.zeros(*ids_BT.shape, sum(leader.part_features))
+            leader.multiply = lambda _, zeros_BTO=zeros_BTO: zeros_BTO
+        try:
+            logits, present = flat_forward(self.model, ids_BT, mask, positions_BT, past)
+        finally:
+            for leader in self._skipped:
+                del leader.multiply
         return logits, *present
 
 
@@ -35,7 +48,8 @@ def trace(model: Any) -> onnx.ModelProto:
         model: transformers model in evaluation mode, float32, eager attention.
 
     Returns:
-        Graph in the convention of optimum; each parameter is an input with its name in the model.
+        Graph in the convention of optimum; each parameter is an input with its name in the model. Of a skipped block
+        it has only the keys and values that the cache's shape asks for.
     """
     layers, example = _example(model)
     past = [f"past_key_values.{layer}.{kind}" for layer in range(layers) for kind in ("key", "value")]
@@ -65,7 +79,20 @@ def trace(model: Any) -> onnx.ModelProto:
         )
     proto = onnx.load_from_string(buffer.getvalue())
     _strip_prefix_(proto.graph)
+    _keep_inputs_(proto.graph, axes)
     return proto
+
+
+def skipped_matrices(module: nn.Module) -> list[Any]:
+    """List the matrices of skipped blocks.
+
+    Args:
+        module: Model, or a part of it.
+
+    Returns:
+        Factored linears of rank 0.
+    """
+    return [part for part in module.modules() if isinstance(part, FactoredLinear) and part.rank == SKIPPED]
 
 
 def _example(model: Any) -> tuple[int, tuple[Tensor, ...]]:
@@ -93,3 +120,12 @@ def _strip_prefix_(graph: onnx.GraphProto) -> None:
     for node in graph.node:
         for index, name in enumerate(node.input):
             node.input[index] = renamed.get(name, name)
+
+
+def _keep_inputs_(graph: onnx.GraphProto, axes: Mapping[str, Mapping[int, str]]) -> None:
+    """Declare inputs that nothing reads: without any attention the exporter drops the mask, which runtimes pass."""
+    declared = {value.name for value in graph.input}
+    for index, name in enumerate(INPUTS):
+        if name not in declared:
+            shape = list(axes[name].values())
+            graph.input.insert(index, helper.make_tensor_value_info(name, onnx.TensorProto.INT64, shape))

@@ -13,6 +13,8 @@ from torch import Tensor
 from sieve_edge.errors import ArtifactError
 from sieve_edge.model.tensors import write_tensors
 
+_FACTORS = ("down", "up")
+
 
 def factors_file(folder: Path, matrix: str) -> Path:
     """Name the file of a matrix.
@@ -110,6 +112,18 @@ class ProjectionBank:
             f"the projection bank has no rank {rank} for {matrix}; delete the learn folder and build again"
         )
 
+    def factors(self, matrix: str) -> dict[str, Tensor]:
+        """Read all factors of a matrix.
+
+        Args:
+            matrix: Matrix name.
+
+        Returns:
+            ``down`` and ``up`` of all ranks, or ``down.R`` and ``up.R`` for each rank R that has a fit of its own.
+        """
+        with self._open(matrix) as file:
+            return {name: file.get_tensor(name) for name in file.keys() if name.startswith(_FACTORS)}  # noqa: SIM118
+
     def error(self, matrix: str, rank: int) -> float:
         """Read the relative output error at a rank, in the metric the method minimises.
 
@@ -165,5 +179,6 @@ def _number(value: float) -> Tensor:
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    factors = ("down", "up")
-    write_tensors(path, {name: value.float() if name.startswith(factors) else value for name, value in tensors.items()})
+    write_tensors(
+        path, {name: value.float() if name.startswith(_FACTORS) else value for name, value in tensors.items()}
+    )

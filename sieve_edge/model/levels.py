@@ -27,29 +27,6 @@ def ranks_at(specs: Sequence[MatrixSpec], factor: float, storage: str, multiple:
     return {spec.name: rank_for(factor, spec.out_features, spec.in_features, storage, multiple) for spec in specs}
 
 
-def merged_levels(
-    specs: Sequence[MatrixSpec], grid: Sequence[float], storage: str, multiple: int
-) -> list[tuple[float, Ranks]]:
-    """List the levels of a grid, those that coincide after rounding merged.
-
-    Args:
-        specs: Matrices of the model.
-        grid: Factors, falling from 1.
-        storage: ``"pair"`` or ``"pivoted"``.
-        multiple: Ranks are rounded down to a multiple of this.
-
-    Returns:
-        ``(factor, ranks)`` with different ranks each, falling; of coinciding factors the smallest.
-    """
-    levels: list[tuple[float, Ranks]] = []
-    for factor in grid:
-        ranks = ranks_at(specs, factor, storage, multiple)
-        if levels and levels[-1][1] == ranks:
-            levels.pop()
-        levels.append((factor, ranks))
-    return levels
-
-
 def kept_params(specs: Sequence[MatrixSpec], ranks: Ranks, storage: str) -> int:
     """Count the parameters that the matrices keep.
 

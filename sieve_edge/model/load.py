@@ -96,6 +96,20 @@ def load_model(source: ModelSource, device: str) -> LoadedModel:
     return LoadedModel(source, model, tokenizer, specs)
 
 
+def empty_model(config: Any) -> Any:
+    """Make the modules of a model, with nothing in their parameters and buffers; nothing is read or fetched.
+
+    Args:
+        config: transformers configuration of a dense model.
+
+    Returns:
+        Model on torch's ``meta`` device, of the class and with the attention that ``load_model`` gives.
+    """
+    _quiet()
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+
+
 def shared_copy(model: Any) -> Any:
     """Copy a model's modules but share its parameters and buffers, so that linears can be replaced in the copy.
 

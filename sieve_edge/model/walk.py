@@ -3,6 +3,7 @@
 Dimension key: B batch, T tokens, D hidden features.
 """
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,8 +56,14 @@ def start_walk(model: Any, prefix: Sequence[int], tails: Sequence[Sequence[Seque
         _, past = flat_forward(model, *_inputs([prefix], 0, model.device), [], 1)
     calls: list[tuple[Tensor, dict[str, Any]]] = []
 
-    def record(hidden_BTD: Tensor, **arguments: Any) -> Tensor:
-        calls.append((hidden_BTD, {name: value for name, value in arguments.items() if name != "past_key_values"}))
+    # Some families pass arguments by place.
+    signature = inspect.signature(type(layers[0]).forward)
+
+    def record(hidden_BTD: Tensor, *places: Any, **names: Any) -> Tensor:
+        bound = signature.bind(None, hidden_BTD, *places, **names).arguments
+        others = bound.pop("kwargs", {})
+        arguments = {**bound, **others}
+        calls.append((hidden_BTD, {name: arguments[name] for name in list(arguments)[2:] if name != "past_key_values"}))
         return hidden_BTD
 
     batches: list[WalkBatch] = []

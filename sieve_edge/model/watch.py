@@ -20,6 +20,7 @@ def watch_grams(
     sides: Mapping[str, Sequence[str]],
     moments: Moments,
     mask: Callable[[], Tensor],
+    count: int = 1,
 ) -> Iterator[None]:
     """Add the Gram matrices of every forward pass inside the block.
 
@@ -29,6 +30,7 @@ def watch_grams(
         sides: Matrix name -> sides wanted, ``"input"`` or ``"output"``.
         moments: Where sums go, as ``gram.<matrix>.<side>``; the tokens are counted too.
         mask: Gives the mask of real tokens of the pass under way, bool, (B, T).
+        count: How often each token counts.
 
     Yields:
         Nothing.
@@ -36,14 +38,14 @@ def watch_grams(
     Raises:
         ValueError: If the output of a stack of several modules is asked for.
     """
-    first = model.get_submodule(specs[0].paths[0])
-    handles = [first.register_forward_pre_hook(lambda *_: moments.add_scalar(GRAM_TOKENS, mask().sum()))]
+    handles = [model.register_forward_pre_hook(lambda *_: moments.add_scalar(GRAM_TOKENS, count * mask().sum()))]
+    weight = count**0.5
     for spec in specs:
         module = model.get_submodule(spec.paths[0])
         if "input" in sides[spec.name]:
             name = f"gram.{spec.name}.input"
             handles.append(
-                module.register_forward_pre_hook(lambda _, args, name=name: moments.add(name, args[0][mask()]))
+                module.register_forward_pre_hook(lambda _, args, name=name: moments.add(name, weight * args[0][mask()]))
             )
         if "output" in sides[spec.name]:
             if len(spec.paths) > 1:
@@ -51,7 +53,9 @@ def watch_grams(
             name = f"gram.{spec.name}.output"
             handles.append(
                 module.register_forward_hook(
-                    lambda module, _, output, name=name: moments.add(name, _without_bias(module, output)[mask()])
+                    lambda module, _, output, name=name: moments.add(
+                        name, weight * _without_bias(module, output)[mask()]
+                    )
                 )
             )
     try:

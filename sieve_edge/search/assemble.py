@@ -1,11 +1,13 @@
 """Puts a search together: the space, what a plan may cost, and the candidates with their executor and history."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from sieve_edge.config import Recipe, SearchRecipe, Target, Task
+from sieve_edge.device.times import TimeTable
 from sieve_edge.model.bank import ProjectionBank
 from sieve_edge.model.flat import TorchTextModel
 from sieve_edge.model.load import LoadedModel
@@ -14,11 +16,11 @@ from sieve_edge.model.refit import refit_settings
 from sieve_edge.model.statistics import CalibrationStats
 from sieve_edge.progress import Progress
 from sieve_edge.protocols import Float64
-from sieve_edge.search.budgets import Budget, params_budget
+from sieve_edge.search.budgets import Budget, check_reachable, params_budget, time_budget
 from sieve_edge.search.candidates import Acceptance, Candidates, Reference
-from sieve_edge.search.executor import Executor, LocalExecutor
+from sieve_edge.search.executor import Executor
 from sieve_edge.search.history import History
-from sieve_edge.search.scoring import Scorer, ScoringData
+from sieve_edge.search.scoring import ScoringData
 from sieve_edge.search.space import SearchSpace, make_space
 from sieve_edge.task.divergence import answer_greedily
 from sieve_edge.task.examples import Example, label_ids
@@ -28,21 +30,6 @@ BYTES_PER_PARAM = 4.0
 """Weights are exported in float32."""
 
 MakeExecutor = Callable[[LoadedModel, ProjectionBank, ScoringData, Progress], Executor]
-
-
-def local(loaded: LoadedModel, bank: ProjectionBank, data: ScoringData, progress: Progress) -> Executor:
-    """Make the executor that scores in this process.
-
-    Args:
-        loaded: Dense model.
-        bank: Its projections.
-        data: Prompts and settings.
-        progress: Where progress is shown.
-
-    Returns:
-        The executor.
-    """
-    return LocalExecutor(Scorer(loaded.model, loaded.specs, bank, data), progress)
 
 
 def search_space(loaded: LoadedModel, target: Target, recipe: Recipe) -> SearchSpace:
@@ -61,23 +48,36 @@ def search_space(loaded: LoadedModel, target: Target, recipe: Recipe) -> SearchS
     return make_space(loaded.specs, recipe.grid, target.storage, target.rank_multiple, other, skip)
 
 
-def search_budgets(space: SearchSpace, recipe: SearchRecipe) -> list[Budget]:
+def search_budgets(
+    space: SearchSpace, recipe: SearchRecipe, times: TimeTable | None = None, answer_tokens: int = 1
+) -> list[Budget]:
     """Turn the user's limits into budgets.
 
     Args:
         space: Search space.
         recipe: Limits.
+        times: The target's time table; needed where a time is limited.
+        answer_tokens: Tokens of the longest answer; the prompt gives the first.
 
     Returns:
-        A budget for each limit that is set.
+        A budget for each limit that is set; one that no plan can meet is a ``LimitMissed``.
     """
     mib = BYTES_PER_PARAM / 2**20
     wanted = (("max_params", recipe.max_params, 1.0, "parameters"), ("max_size_mib", recipe.max_size_mib, mib, "MiB"))
-    return [
+    budgets = [
         params_budget(name, space.storage, each, space.other_params * each, limit, unit)
         for name, limit, each, unit in wanted
         if limit is not None
     ]
+    timed = (
+        ("max_time_per_answer_ms", recipe.max_time_per_answer_ms, 1, answer_tokens - 1),
+        ("max_time_per_token_ms", recipe.max_time_per_token_ms, 0, 1),
+    )
+    for name, limit_ms, prompts, steps in timed:
+        if limit_ms is not None and times is not None:
+            budgets.append(time_budget(name, times, space.storage, prompts, steps, limit_ms))
+    check_reachable(space, budgets)
+    return budgets
 
 
 def make_candidates(
@@ -150,8 +150,7 @@ def scoring_data(
     """
     wanted, selection = recipe.search, splits["selection"]
     calibration = [loaded.encode(example.prompt) for example in splits["calibration"]]
-    # Statistics were gathered over the first prompts; divergences look at the last ones.
-    asked = calibration[-wanted.guided.divergence_prompts :]
+    asked = divergence_prompts(calibration, wanted.guided.divergence_prompts)
     dense = TorchTextModel(loaded.model, recipe.device)
     answered = answer_greedily(dense, asked, task.max_new_tokens, loaded.tokenizer.eos_token_id)
     prefix, tails = prefix_and_tails(calibration[: wanted.refit_prompts], wanted.batch_tokens)
@@ -169,3 +168,18 @@ def scoring_data(
         threads=recipe.threads,
         device=recipe.device,
     )
+
+
+def divergence_prompts(prompts: Sequence[list[int]], count: int) -> list[list[int]]:
+    """Choose prompts of few different lengths, since prompts of one length are run together.
+
+    Args:
+        prompts: Token ids of the calibration prompts; the statistics were gathered over the first ones.
+        count: How many to choose.
+
+    Returns:
+        Prompts of the split's second half, of its most frequent lengths.
+    """
+    half = prompts[len(prompts) // 2 :]
+    frequency = Counter(map(len, half))
+    return sorted(half, key=lambda prompt: (-frequency[len(prompt)], len(prompt)))[:count]

@@ -1,14 +1,20 @@
 """What a user may limit beside the accuracy: costs that add up over the matrices of a plan."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from sieve_edge.artifacts import MatrixSpec
+from sieve_edge.device.times import DENSE, TimedMatrix, TimeTable
+from sieve_edge.errors import LimitMissed
 from sieve_edge.model.factored import factored_params
-from sieve_edge.model.levels import Ranks
+from sieve_edge.model.levels import SKIPPED, Ranks
+from sieve_edge.model.statistics import narrow_side
 from sieve_edge.search.space import SearchSpace
 
 _SLACK = 1e-9
+_DIGITS = 4
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,36 @@ class Budget:
         """
         return cost <= self.limit * (1.0 + _SLACK)
 
+    def least(self, space: SearchSpace) -> float:
+        """Say what the cheapest plan of a space costs.
+
+        Args:
+            space: Search space.
+
+        Returns:
+            Its cost; only ``fixed`` where every block may be left out.
+        """
+        return self.fixed if space.blocks else self.fixed + sum(map(min, self.table(space)))
+
+    def dense(self, space: SearchSpace) -> float:
+        """Say what the dense model costs.
+
+        Args:
+            space: Search space.
+
+        Returns:
+            Its cost.
+        """
+        return self.fixed + sum(self.each(spec, None) for spec in space.specs)
+
+    def told(self) -> str:
+        """Name the setting and its limit, as a user gave it.
+
+        Returns:
+            For example ``"search.max_size_mib 100 MiB"``.
+        """
+        return f"search.{self.name} {self.limit:.12g} {self.unit}"
+
 
 def params_budget(name: str, storage: str, each: float, fixed: float, limit: float, unit: str) -> Budget:
     """Limit something that is proportional to the parameters.
@@ -102,3 +138,75 @@ def first_exceeded(specs: Sequence[MatrixSpec], budgets: Sequence[Budget], ranks
         The first one exceeded, or None.
     """
     return next((budget for budget in budgets if not budget.met(budget.cost(specs, ranks))), None)
+
+
+def timed_matrix(spec: MatrixSpec, rank: int | None, storage: str) -> TimedMatrix:
+    """Describe a matrix as the exported graph computes it.
+
+    Args:
+        spec: The matrix.
+        rank: Rank, None for dense.
+        storage: ``"pair"`` or ``"pivoted"``.
+
+    Returns:
+        The matrix of a time table.
+    """
+    factored = "pair" if storage == "pair" else f"pivoted_{narrow_side(spec)}"
+    return TimedMatrix(spec.part_features, spec.in_features, rank, DENSE if rank is None else factored)
+
+
+def time_budget(name: str, times: TimeTable, storage: str, prompts: int, steps: int, limit: float) -> Budget:
+    """Limit the time of some prompts and decode steps, by a time table.
+
+    Args:
+        name: Setting that asks for it.
+        times: The table.
+        storage: ``"pair"`` or ``"pivoted"``.
+        prompts: How often the prompt is computed.
+        steps: How many tokens are decoded.
+        limit: Largest time allowed, in ms.
+
+    Returns:
+        The budget.
+    """
+
+    def together(prefill_ms: float, decode_ms: float) -> float:
+        return prompts * prefill_ms + steps * decode_ms
+
+    @cache
+    def cost(spec: MatrixSpec, rank: int | None) -> float:
+        return 0.0 if rank == SKIPPED else together(*times.matrix_ms(timed_matrix(spec, rank, storage)))
+
+    return Budget(name, cost, together(times.fixed_prefill_ms, times.fixed_decode_ms), limit, "ms")
+
+
+def check_reachable(space: SearchSpace, budgets: Sequence[Budget]) -> None:
+    """Refuse a limit that no plan can meet, before anything is scored.
+
+    Args:
+        space: Search space.
+        budgets: Budgets.
+
+    Raises:
+        LimitMissed: If the cheapest plan of the space costs more than a limit.
+    """
+    for budget in budgets:
+        least = budget.least(space)
+        if not budget.met(least):
+            raise LimitMissed(
+                f"{budget.told()}: the cheapest plan of the grid needs {shown(least)}, "
+                f"{max(budget.fixed, 0.0) / least:.0%} of it outside the matrices; raise the limit or extend the grid"
+            )
+
+
+def shown(value: float) -> str:
+    """Write a cost for people, rounded up, so that a limit of what is printed is one that can be met.
+
+    Args:
+        value: The cost.
+
+    Returns:
+        At least four digits.
+    """
+    decimals = max(_DIGITS - 1 - math.floor(math.log10(value)), 0) if value > 0.0 else 0
+    return f"{math.ceil(value * 10**decimals) / 10**decimals:.15g}"

@@ -268,8 +268,10 @@ class Candidates:
 
     def _add(self, request: Request, outcome: Outcome) -> None:
         earlier = self.history.find(request.ranks, request.rung)
-        tokens = outcome.tokens + (earlier["tokens"] if earlier else 0.0)
-        values: dict[str, Any] = {"kept_linears": self.kept(request.ranks), "tokens": tokens}
+        spent = {"tokens": outcome.tokens, "seconds": outcome.seconds}
+        if earlier:
+            spent = {name: value + earlier[name] for name, value in spent.items()}
+        values: dict[str, Any] = {"kept_linears": self.kept(request.ranks), **spent}
         if request.rung == "divergence":
             values["divergence"] = outcome.value
         else:

@@ -13,12 +13,10 @@ from sieve_edge.model.bank import ProjectionBank
 from sieve_edge.progress import Progress
 from sieve_edge.search.budgets import Budget, params_budget
 from sieve_edge.search.candidates import Candidates
+from sieve_edge.search.probing import measured_damage
 from sieve_edge.search.space import Chromosome, SearchSpace
-from sieve_edge.search.surrogate import Damage, corrected, corrections, damage_table, solve
+from sieve_edge.search.surrogate import Damage, solve
 from sieve_edge.search.swaps import offspring
-
-_PROBE_FACTOR = 0.35
-"""Matrices are probed at the first level at or below this factor: far enough from dense for a KL to be seen."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ def guide(
         rng: Random generator of the swaps.
         progress: Where progress is shown.
     """
-    damage = _measured_damage(space, bank, candidates, recipe, progress)
+    damage = measured_damage(space, bank, candidates, recipe.probes, progress)
     ladder = Ladder(space, damage, tuple(budgets), recipe.ladder_step)
     low, high = -1, round(1.0 / recipe.ladder_step) - 1
     while high - low > 1:
@@ -132,33 +130,3 @@ def _last_rung(
         if order and nats[order[0]] < best:
             chromosome, best = children[order[0]], nats[order[0]]
     return candidates.verdicts([space.ranks(chromosome)], "refit" if refit else "labels")[0].feasible
-
-
-def _measured_damage(
-    space: SearchSpace, bank: ProjectionBank, candidates: Candidates, recipe: GuidedRecipe, progress: Progress
-) -> Damage:
-    damage = damage_table(space, bank)
-    probes = _probes(space, recipe.probes)
-    if not probes:
-        return damage
-    plans = []
-    for index, gene in probes:
-        genes = [0] * len(space.gene_levels)
-        genes[index] = gene
-        plans.append(space.ranks(tuple(genes)))
-    measured = dict(zip(probes, candidates.divergences(plans), strict=True))
-    factors = corrections(space, damage, measured)
-    changed = sum(factor != 1.0 for factor in factors)
-    progress.say(f"  damage checked against {len(probes)} measured KLs: {changed} of {len(factors)} matrices corrected")
-    return corrected(damage, factors)
-
-
-def _probes(space: SearchSpace, per_kind: int) -> list[tuple[int, int]]:
-    """Choose ``(matrix, level)`` at evenly spaced layers of every kind."""
-    chosen = []
-    uniform = space.uniform(_PROBE_FACTOR)
-    for kind in dict.fromkeys(spec.kind for spec in space.specs):
-        mine = [index for index, spec in enumerate(space.specs) if spec.kind == kind]
-        places = {round(step * (len(mine) - 1) / max(per_kind - 1, 1)) for step in range(per_kind)}
-        chosen += [(mine[place], uniform[mine[place]]) for place in sorted(places)]
-    return [(index, gene) for index, gene in chosen if gene > 0]

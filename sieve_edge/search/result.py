@@ -7,8 +7,8 @@ import numpy as np
 
 from sieve_edge.errors import LimitMissed
 from sieve_edge.model.levels import Ranks
-from sieve_edge.search.budgets import Budget, first_exceeded
-from sieve_edge.search.candidates import Candidates, Scored
+from sieve_edge.search.budgets import Budget, first_exceeded, shown
+from sieve_edge.search.candidates import Acceptance, Candidates, Scored
 from sieve_edge.search.fitness import fitness
 from sieve_edge.search.space import SearchSpace, plan_id
 
@@ -36,16 +36,41 @@ def choose(candidates: Candidates, budgets: Sequence[Budget], dense: Ranks) -> S
         return min(
             feasible, key=lambda item: (item.kept_linears, plan_id(item.ranks), -item.verdict.accuracy, item.rung)
         )
-    exceeded = first_exceeded(candidates.specs, budgets, dense)
-    if exceeded is None:
+    exceeded = [budget for budget in budgets if not budget.met(budget.cost(candidates.specs, dense))]
+    if not exceeded:
         return None
-    whole = [item for item in met if item.complete]
-    best = min(whole, key=lambda item: item.verdict.loss, default=None)
-    told = "none was within it" if best is None else f"the best within it loses {best.verdict.loss:.1%}"
+    # Where nothing is within all limits, they may exclude each other: then each is named.
+    blamed = exceeded if met else budgets
     raise LimitMissed(
-        f"search.{exceeded.name} {exceeded.limit:g} {exceeded.unit}: no plan keeps the loss within the tolerance "
-        f"{candidates.acceptance.tolerance:.1%} ({told}); raise the limit or the tolerance"
+        f"{' and '.join(budget.told() for budget in blamed)}: no plan keeps the loss within the tolerance "
+        f"{candidates.acceptance.tolerance:.1%} ({_best_within(met, candidates.acceptance)}"
+        f"{_cheapest_feasible(candidates, exceeded)}); raise the limit or the tolerance"
     )
+
+
+def _best_within(met: Sequence[Scored], acceptance: Acceptance) -> str:
+    """Tell how near the plans within the limits came; plans given up early count only if there are no others."""
+    if not met:
+        return "none that was scored is within the limit"
+    by_interval = acceptance.rule == "interval"
+    whole = [item for item in met if item.complete] or met
+    best = min((item.verdict for item in whole), key=lambda verdict: verdict.bound if by_interval else verdict.loss)
+    bound = f", up to {best.bound:.1%} by its interval" if by_interval else ""
+    return f"the best within the limit loses {best.loss:.1%}{bound}"
+
+
+def _cheapest_feasible(candidates: Candidates, exceeded: Sequence[Budget]) -> str:
+    """Tell what a plan outside the limits needs, if one that keeps the loss was found there."""
+    costs = [
+        [budget.cost(candidates.specs, item.ranks) for budget in exceeded]
+        for item in candidates.scored.values()
+        if item.verdict.feasible
+    ]
+    if not costs:
+        return ""
+    best = min(costs, key=lambda row: max(cost / budget.limit for cost, budget in zip(row, exceeded, strict=True)))
+    needs = [f"{shown(cost)} {budget.unit}" for cost, budget in zip(best, exceeded, strict=True)]
+    return f"; one that keeps it has {' and '.join(needs)}"
 
 
 def front(space: SearchSpace, candidates: Candidates) -> list[dict[str, Any]]:

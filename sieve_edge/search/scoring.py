@@ -6,8 +6,9 @@ between requests, so the same request gives the same outcome in any worker.
 Dimension key: N examples, K labels.
 """
 
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,7 @@ class Outcome:
         value: KL divergence, in nats; 0 on the other rungs.
         scores: Label log-likelihoods as nested lists, (N, K); those of the first part if the candidate was given up.
         tokens: Tokens that were forwarded, partial passes pro rata.
+        seconds: Time that it took.
         refits: What refit did to each matrix.
         factors: Refitted factors, by tensor name.
     """
@@ -66,6 +68,7 @@ class Outcome:
     value: float = 0.0
     scores: Sequence[Sequence[float]] = ()
     tokens: float = 0.0
+    seconds: float = 0.0
     refits: Sequence[Mapping[str, Any]] = ()
     factors: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -133,8 +136,11 @@ class Scorer:
         Returns:
             The outcome.
         """
-        if request.rung == "divergence":
-            return self._divergence(request)
+        started = time.perf_counter()
+        outcome = self._divergence(request) if request.rung == "divergence" else self._accuracy(request)
+        return replace(outcome, seconds=round(time.perf_counter() - started, 3))
+
+    def _accuracy(self, request: Request) -> Outcome:
         self._counted.tokens = 0.0
         refits: list[dict[str, Any]] = []
         factors: dict[str, Tensor] = {}

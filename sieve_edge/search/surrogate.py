@@ -11,7 +11,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_matrix, hstack, lil_matrix
 
 from sieve_edge.model.bank import ProjectionBank
-from sieve_edge.search.budgets import Budget
+from sieve_edge.search.budgets import Budget, first_exceeded
 from sieve_edge.search.space import Chromosome, SearchSpace
 
 Damage = tuple[tuple[float, ...], ...]
@@ -20,6 +20,8 @@ Damage = tuple[tuple[float, ...], ...]
 _GAP = 1e-3
 _SECONDS = 20.0
 _DISAGREES = 1.5
+_SOLVER_MARGIN = 1e-5
+"""Fraction of a limit that is left free where the solver's tolerance let a plan exceed it."""
 
 
 def damage_table(space: SearchSpace, bank: ProjectionBank) -> Damage:
@@ -38,12 +40,29 @@ def damage_table(space: SearchSpace, bank: ProjectionBank) -> Damage:
     )
 
 
+def departures(damage: Damage, measured: Mapping[tuple[int, int], float]) -> dict[int, float]:
+    """Compare damages with measured KL divergences; one scale, the median, turns damages into nats.
+
+    Args:
+        damage: Table of ``damage_table``.
+        measured: ``(matrix, level)`` -> KL divergence with that matrix alone pruned, in nats.
+
+    Returns:
+        Matrix -> natural logarithm of what its damage should be multiplied by.
+    """
+    ratios = {
+        index: float(np.log(max(nats, 1e-12) / max(damage[index][level], 1e-300)))
+        for (index, level), nats in measured.items()
+    }
+    scale = float(np.median(list(ratios.values())))
+    return {index: ratio - scale for index, ratio in ratios.items()}
+
+
 def corrections(space: SearchSpace, damage: Damage, measured: Mapping[tuple[int, int], float]) -> list[float]:
     """Compare damages with measured KL divergences, and say by what each matrix's damage should be multiplied.
 
-    One scale turns damages into nats. Where a measured matrix departs from it by more than half as much again, its
-    damage is corrected, and so are its neighbours of the same kind: between two measured layers the correction is
-    interpolated, in logarithms.
+    Where a measured matrix departs from the common scale by more than half as much again, its damage is corrected, and
+    so are its neighbours of the same kind: between two measured layers the correction is interpolated, in logarithms.
 
     Args:
         space: Search space.
@@ -53,9 +72,7 @@ def corrections(space: SearchSpace, damage: Damage, measured: Mapping[tuple[int,
     Returns:
         Factor of each matrix, 1 where they agree.
     """
-    ratios = {index: np.log(max(nats, 1e-12) / damage[index][level]) for (index, level), nats in measured.items()}
-    scale = float(np.median(list(ratios.values())))
-    off = {index: ratio - scale for index, ratio in ratios.items()}
+    off = departures(damage, measured)
     factors = [1.0] * len(space.specs)
     for kind in {spec.kind for spec in space.specs}:
         known = sorted((space.specs[index].layer, value) for index, value in off.items() if _kind(space, index) == kind)
@@ -94,6 +111,17 @@ def solve(space: SearchSpace, damage: Damage, budgets: Sequence[Budget]) -> Chro
     Returns:
         The plan, or None if no plan meets the budgets.
     """
+    for margin in (0.0, _SOLVER_MARGIN):
+        chromosome = _solve(space, damage, budgets, margin)
+        if chromosome is None:
+            return None
+        # HiGHS lets a sum exceed its bound by a tolerance of its own.
+        if first_exceeded(space.specs, budgets, space.ranks(chromosome)) is None:
+            return chromosome
+    return None
+
+
+def _solve(space: SearchSpace, damage: Damage, budgets: Sequence[Budget], margin: float) -> Chromosome | None:
     owners = np.repeat(np.arange(len(space.specs)), [len(choices) for choices in space.levels])
     objective = [value for row in damage for value in row[:-1]]
     choose = csr_matrix((np.ones(len(owners)), (owners, np.arange(len(owners)))))
@@ -108,7 +136,7 @@ def solve(space: SearchSpace, damage: Damage, budgets: Sequence[Budget]) -> Chro
     constraints = [LinearConstraint(choose, 1.0, 1.0)]
     for row, budget in zip(costs, budgets, strict=True):
         limit = max(budget.limit, 1e-12)
-        constraints.append(LinearConstraint(np.asarray([row]) / limit, -np.inf, 1.0 - budget.fixed / limit))
+        constraints.append(LinearConstraint(np.asarray([row]) / limit, -np.inf, 1.0 - margin - budget.fixed / limit))
     scale = max(objective) or 1.0
     result = milp(
         np.asarray(objective) / scale,

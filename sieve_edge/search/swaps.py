@@ -26,6 +26,8 @@ def swapped(
 ) -> Chromosome:
     """Prune one random matrix by a step more, and others by a step less while the budgets hold.
 
+    Blocks that are left out stay so; their matrices have nothing to give or take.
+
     Args:
         chromosome: Genes.
         space: Search space.
@@ -36,8 +38,10 @@ def swapped(
     Returns:
         The mutant; the chromosome itself if no gene can give.
     """
-    matrices = len(space.specs)
-    givers = [index for index in range(matrices) if chromosome[index] + 1 < space.gene_levels[index]]
+    matrices, skipped = len(space.specs), space.skipped(chromosome)
+    givers = [
+        index for index in range(matrices) if index not in skipped and chromosome[index] + 1 < space.gene_levels[index]
+    ]
     if not givers:
         return chromosome
     giver = int(rng.choice(givers))
@@ -54,7 +58,7 @@ def swapped(
 
     move(giver, 1)
     for index in rng.permutation(matrices):
-        if index != giver and genes[index] > 0:
+        if index != giver and index not in skipped and genes[index] > 0:
             move(int(index), -1)
     return tuple(genes)
 

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from sieve_edge.artifacts import MatrixSpec
 from sieve_edge.model.factored import FactoredLinear, factored_params, rank_for
-from sieve_edge.model.levels import kept_params, merged_levels, ranks_at
+from sieve_edge.model.levels import kept_params, ranks_at
 from sieve_edge.model.pivots import MAX_COEFFICIENT, pivot
+from sieve_edge.search.space import make_space
 
 storages = st.sampled_from(["pair", "pivoted"])
 
@@ -76,10 +77,13 @@ def spec(name, out_features, in_features):
 
 def test_levels_that_coincide_after_rounding_are_merged():
     specs = [spec("0.qkv", 96, 64), spec("0.o", 64, 64)]
-    levels = merged_levels(specs, (1.0, 0.9, 0.5, 0.45, 0.1, 0.05), "pair", 16)
-    assert [factor for factor, _ in levels] == [1.0, 0.9, 0.05]
-    ranks = [tuple(ranks.values()) for _, ranks in levels]
-    assert len(set(ranks)) == len(ranks)
+    grid = (1.0, 0.9, 0.5, 0.45, 0.1, 0.05)
+    space = make_space(specs, grid, "pair", 16, other_params=0)
+    for spec_levels in space.levels:
+        ranks = [level.rank for level in spec_levels]
+        assert len(set(ranks)) == len(ranks)
+        assert [level.params for level in spec_levels] == sorted((level.params for level in spec_levels), reverse=True)
+    assert [level.factor for level in space.levels[0]] == [1.0, 0.9, 0.05]
 
 
 def test_kept_params_of_an_unpruned_plan_is_dense():

@@ -1,14 +1,25 @@
 """Targets, tasks and recipes: strict, with every problem in one error."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
-from sieve_edge.config import Recipe
+from sieve_edge.cli import cli
+from sieve_edge.config import Recipe, Target
 from sieve_edge.errors import ConfigError
-from sieve_edge.resolve import load_recipe, load_target, load_task, settings_json, shipped_targets, shipped_tasks
+from sieve_edge.resolve import (
+    EXPORTS_THAT_SKIP,
+    check_skipping,
+    load_recipe,
+    load_target,
+    load_task,
+    settings_json,
+    shipped_targets,
+    shipped_tasks,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -108,6 +119,32 @@ def test_a_task_that_cannot_be_asked(toy_task: Path, tmp_path: Path) -> None:
     assert "labels: answers must be distinct and not empty" in str(caught.value)
 
 
+def test_all_problems_of_further_calibration_sources_at_once(toy_task: Path, tmp_path: Path) -> None:
+    good = {"path": "file:more.csv"}
+    sources = [{**good, "weight": 0}, {**good, "weight": "half"}, {"path": "more.csv"}, {**good, "wait": 1}]
+    path = _edited(toy_task, tmp_path, calibration_sources=sources)
+    with pytest.raises(ConfigError) as caught:
+        load_task(path)
+    message = str(caught.value)
+    assert len(caught.value.problems) == 4
+    assert "calibration_sources.0.weight: Input should be greater than 0 (got 0)" in message
+    assert "calibration_sources.1.weight: " in message
+    assert "calibration_sources.2.path: 'more.csv' must start with file: or package:" in message
+    assert "calibration_sources.3.wait: unknown field" in message
+
+
+def test_a_calibration_split_smaller_than_its_sources(toy_task: Path, tmp_path: Path) -> None:
+    splits = {"calibration": 2, "selection": 100, "test": 200, "transfer": 100}
+    sources = [{"path": "file:one.csv"}, {"path": "file:two.csv", "weight": 0.5}]
+    path = _edited(toy_task, tmp_path, splits=splits, calibration_sources=sources, labels={"0": " bad"})
+    with pytest.raises(ConfigError) as caught:
+        load_task(path)
+    assert "splits.calibration: 2 is fewer than the 3 sources it has" in str(caught.value)
+    assert "labels: 1 given, at least 2 are needed" in str(caught.value)
+    task = load_task(_edited(toy_task, tmp_path, calibration_sources=sources))
+    assert [source.weight for source in task.calibration_sources] == [1.0, 0.5]
+
+
 def test_settings_change_the_defaults() -> None:
     recipe = load_recipe(("tolerance=0.01", "learn.method=gradient", "grid=[1.0, 0.5]"))
     assert (recipe.tolerance, recipe.learn.method, recipe.grid) == (0.01, "gradient", (1.0, 0.5))
@@ -129,6 +166,28 @@ def test_all_problems_of_settings_at_once() -> None:
     assert len(caught.value.problems) == 4
     assert "--set: nonsense: unknown field; known: tolerance, " in message
     assert "grid: must start at 1.0 and fall strictly" in message
+
+
+def test_skipping_is_off_and_every_format_says_whether_it_can_hold_it(toy_target: Path) -> None:
+    assert set(EXPORTS_THAT_SKIP) == set(get_args(Target.model_fields["format"].annotation))
+    assert not Recipe().search.allow_skip
+    check_skipping(load_target(str(toy_target)), load_recipe(("search.allow_skip=true",)))
+
+
+def test_a_format_that_cannot_hold_skipped_blocks_is_refused(
+    toy_target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(EXPORTS_THAT_SKIP, "onnx", False)
+    monkeypatch.setitem(EXPORTS_THAT_SKIP, "other", True)
+    options = ["--target", str(toy_target), "--model", str(tmp_path / "nowhere"), "--run-dir", str(tmp_path / "run")]
+    done = CliRunner().invoke(cli, ["search", *options, "--set", "search.allow_skip=true"])
+    assert done.exit_code == ConfigError.exit_code
+    assert done.stderr.splitlines()[-1] == (
+        "error: --set: search.allow_skip: true, but format onnx of target toy-cpu cannot hold skipped blocks "
+        "(only other); leave it false, or choose another target"
+    )
+    assert not (tmp_path / "run").exists()
+    assert "not a directory" in CliRunner().invoke(cli, ["search", *options]).stderr
 
 
 def test_settings_as_plain_json() -> None:

@@ -11,7 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from sieve_edge.cli.doctor import doctor
-from sieve_edge.resolve import shipped_targets
+from sieve_edge.config import CalibrationSource
+from sieve_edge.resolve import load_task, shipped_targets
 
 
 def _facts() -> dict:
@@ -48,6 +49,14 @@ def test_names_what_is_missing_and_the_command(monkeypatch: pytest.MonkeyPatch) 
 def test_a_gpu_tool_that_fails_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: "/bin/false")
     assert _facts()["machine"]["gpus"][0].startswith("unusable: ")
+
+
+def test_looks_for_the_data_of_every_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = load_task("movie-sentiment")
+    further = CalibrationSource(path="package:no_such_package/more.csv")
+    changed = task.model_copy(update={"calibration_sources": (further,)})
+    monkeypatch.setattr(sys.modules["sieve_edge.cli.doctor"], "load_task", lambda _: changed)
+    assert _facts()["targets"]["x86-cpu"]["package:no_such_package/more.csv"] == "make demo"
 
 
 def test_imports_nothing_heavy() -> None:

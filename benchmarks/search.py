@@ -1,0 +1,118 @@
+"""The strategies of the search: ``python -m benchmarks.search``.
+
+Uniform, the paper's genetic algorithm (2.5 million tokens, or to convergence if that is sooner) and guided, from one
+bank, with the same storage, metric, splits, tolerance, acceptance and refit. Each winner is fused, and scored on the
+test and transfer sets, which no search sees. Tokens and seconds are those of everything the search asked for, as from an
+empty cache: damage checks, rungs and refits included. Runs lie in ``runs/``; an interrupted benchmark goes on.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks._common import Demo, finish, load_demo, options
+from sieve_edge.artifacts import read_plan
+from sieve_edge.config import Recipe, Task
+from sieve_edge.files import read_json, read_jsonl
+from sieve_edge.fuse import load_fused
+from sieve_edge.model.flat import TorchTextModel
+from sieve_edge.pipeline import build
+from sieve_edge.progress import Progress
+from sieve_edge.protocols import Float64
+from sieve_edge.resolve import load_recipe
+from sieve_edge.stages import Run
+from sieve_edge.task.evaluate import balanced_accuracy, predict
+from sieve_edge.task.examples import label_ids
+from sieve_edge.task.likelihood import label_log_likelihoods
+
+GENETIC_TOKENS = 2_500_000
+QUICK_SPLITS = {"calibration": 200, "selection": 100, "test": 100, "transfer": 40}
+QUICK_SETTINGS = (
+    "calibration_tokens=3000",
+    "learn.fisher_prompts=32",
+    "search.part=40",
+    "search.refit_prompts=60",
+    "search.genetic.population=6",
+    "search.guided.divergence_prompts=8",
+    "search.guided.ladder_step=0.2",
+    "search.resolution=0.2",
+)
+
+
+def main() -> None:
+    """Run the benchmark."""
+    arguments = options(__doc__)
+    started = time.perf_counter()
+    demo = load_demo(arguments)
+    task, common = demo.task, [f"threads={arguments.threads}"]
+    if arguments.quick:
+        task = task.model_copy(update={"splits": task.splits.model_copy(update=QUICK_SPLITS)})
+        common += QUICK_SETTINGS
+    tokens = 20_000 if arguments.quick else GENETIC_TOKENS
+    rows: list[dict[str, Any]] = []
+    for strategy in ("uniform", "genetic", "guided"):
+        settings = (*common, f"search.strategy={strategy}", f"search.genetic.max_tokens={tokens}")
+        run = _run(demo, task, load_recipe(settings), strategy, quick=arguments.quick)
+        build(run, "fuse")
+        if not rows:
+            rows.append(_dense_row(run))
+        rows.append(_row(run, strategy))
+    finish("search", demo, arguments, started, rows)
+
+
+def _run(demo: Demo, task: Task, recipe: Recipe, strategy: str, *, quick: bool) -> Run:
+    source = demo.loaded.source
+    root = Path("runs") / f"benchmark-search{'-quick' if quick else ''}-{strategy}"
+    return Run(source, task, demo.target, recipe, root, Progress())
+
+
+def _row(run: Run, strategy: str) -> dict[str, Any]:
+    plan = read_plan(run.folder("search"))
+    history, _ = read_jsonl(run.folder("search") / "history.jsonl")
+    sidecar = read_json(run.folder("fuse") / "sieve_edge.json")
+    model = load_fused(run.folder("fuse"), run.recipe.device)
+    return {
+        "strategy": strategy,
+        "kept_fraction": plan.kept_linears,
+        "selection_accuracy": sidecar["selection"]["pruned"],
+        **_unseen(run, model, sidecar["prior"]["pruned"]),
+        "evaluations": len(history),
+        "tokens_scored": plan.tokens_scored,
+        "seconds": round(sum(record["seconds"] for record in history), 1),
+    }
+
+
+def _dense_row(run: Run) -> dict[str, Any]:
+    sidecar = read_json(run.folder("fuse") / "sieve_edge.json")
+    return {
+        "strategy": "dense",
+        "kept_fraction": 1.0,
+        "selection_accuracy": sidecar["selection"]["dense"],
+        **_unseen(run, run.loaded.model, sidecar["prior"]["dense"]),
+        "evaluations": 0,
+        "tokens_scored": 0,
+        "seconds": 0.0,
+    }
+
+
+def _unseen(run: Run, model: Any, prior: list[float]) -> dict[str, float]:
+    accuracies = {}
+    for split in ("test", "transfer"):
+        examples = run.splits[split]
+        prompts = [run.loaded.encode(example.prompt) for example in examples]
+        answers = label_ids(run.task, run.loaded.encode)
+        text_model = TorchTextModel(model, run.recipe.device)
+        with run.progress.task(f"score {split}", len(prompts), "prompts") as advance:
+            scores_NK: Float64 = label_log_likelihoods(
+                text_model, prompts, answers, run.recipe.search.batch_tokens, advance
+            )
+        labels_N = np.array([example.label for example in examples])
+        predicted_N = predict(scores_NK, np.asarray(prior))
+        accuracies[f"{split}_accuracy"] = balanced_accuracy(predicted_N, labels_N, len(answers))
+    return accuracies
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Stage 1: what the task's prompts and the model's own answers look like at every matrix.
+
+Dimension key: B batch, T tokens, K labels, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sieve_edge.calibrate.fishers import DONE, gather_fishers
+from sieve_edge.calibrate.grams import gather_grams
+from sieve_edge.config import Recipe, Task
+from sieve_edge.errors import CalibrationError, TaskError
+from sieve_edge.files import disk_errors
+from sieve_edge.model.flat import TorchTextModel
+from sieve_edge.model.load import LoadedModel
+from sieve_edge.model.statistics import Moments, load_moments, save_moments
+from sieve_edge.progress import Progress
+from sieve_edge.task.evaluate import accuracy_interval, balanced_accuracy, fit_prior, predict
+from sieve_edge.task.examples import Example, count_by_source, label_ids
+from sieve_edge.task.likelihood import label_log_likelihoods
+
+
+def calibrate(
+    loaded: LoadedModel,
+    task: Task,
+    calibration: Sequence[Example],
+    selection: Sequence[Example],
+    recipe: Recipe,
+    out: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Score the dense model, then gather Gram and Fisher matrices.
+
+    Reads the model and two splits; writes ``dense_scores.npy`` and ``moments.safetensors`` to ``out``. May be
+    interrupted: it goes on at the batch that was not finished. Costs one forward pass over
+    ``calibration_tokens``, and one backward pass over ``fisher_prompts`` where the recipe wants the Fisher metric.
+
+    Args:
+        loaded: Dense model.
+        task: The task.
+        calibration: Examples whose prompts are run.
+        selection: Examples that the dense model is scored on.
+        recipe: Tokens, learning method, seed.
+        out: Work folder; kept when interrupted.
+        progress: Where progress is shown.
+
+    Returns:
+        Metrics for the manifest.
+
+    Raises:
+        CalibrationError: If a sum is not finite.
+    """
+    dense = _score_dense(loaded, task, selection, recipe, out, progress)
+    prompts, tokens = _prompts(loaded, task, calibration, recipe)
+    state = out / "moments.safetensors"
+    sums, done = load_moments(state)
+    moments = Moments()
+    moments.sums = sums
+    gather_grams(loaded, task, prompts, recipe, moments, int(done.get("grams", 0)), state, progress)
+    asked = 0
+    if recipe.learn.output_metric == "fisher" and recipe.learn.method == "closed_form":
+        asked = gather_fishers(loaded, task, calibration, recipe, moments, int(done.get("fishers", 0)), state, progress)
+    weights = "all 1" if asked == 0 else f"all 1; gradient energy, {asked} prompts"
+    full = moments.full()
+    for name, value in full.items():
+        if not bool(torch.isfinite(value).all()):
+            raise CalibrationError(f"{name} is not finite after {tokens} tokens; the model overflows on these prompts")
+    save_moments(state, full, {"grams": DONE, "fishers": DONE})
+    sources = count_by_source(task, calibration[: len(prompts)])
+    told = {"tokens": tokens, "sources": sources, "fisher_prompts": asked, "token_weights": weights}
+    return {**told, "dense_selection": dense}
+
+
+def _score_dense(
+    loaded: LoadedModel, task: Task, selection: Sequence[Example], recipe: Recipe, out: Path, progress: Progress
+) -> dict[str, Any]:
+    file = out / "dense_scores.npy"
+    if not file.is_file():
+        prompts = [loaded.encode(example.prompt) for example in selection]
+        model = TorchTextModel(loaded.model, recipe.device)
+        with progress.task("score dense", len(prompts), "prompts") as advance:
+            scores_NK = label_log_likelihoods(
+                model, prompts, label_ids(task, loaded.encode), recipe.search.batch_tokens, advance
+            )
+        with disk_errors(file):
+            np.save(file, scores_NK)
+    scores_NK = np.load(file)
+    labels_N = np.array([example.label for example in selection])
+    classes = len(task.labels)
+    predicted_N = predict(scores_NK, fit_prior(scores_NK, labels_N))
+    accuracy = balanced_accuracy(predicted_N, labels_N, classes)
+    low, high = accuracy_interval(predicted_N, labels_N, classes, np.random.default_rng(recipe.seed))
+    if low <= 1.0 / classes:
+        raise TaskError(
+            f"task {task.name}: the dense model's balanced accuracy {accuracy:.3f} (95 % interval {low:.3f} to "
+            f"{high:.3f}) is not above the majority baseline {1 / classes:.3f}, so nothing could be proved on it; "
+            "change the prompt, the labels or the model"
+        )
+    raw = balanced_accuracy(predict(scores_NK), labels_N, classes)
+    return {"raw": raw, "corrected": accuracy, "interval95": [low, high], "majority": 1.0 / classes}
+
+
+def _prompts(
+    loaded: LoadedModel, task: Task, calibration: Sequence[Example], recipe: Recipe
+) -> tuple[list[list[int]], int]:
+    widest = max(min(spec.in_features, spec.out_features) for spec in loaded.specs)
+    if recipe.calibration_tokens < widest:
+        raise CalibrationError(
+            f"calibration_tokens {recipe.calibration_tokens} is below {widest}, the width of the model's Gram "
+            "matrices; raise it, for example --set calibration_tokens=20000"
+        )
+    prompts: list[list[int]] = []
+    tokens = 0
+    for example in calibration:
+        if tokens >= recipe.calibration_tokens:
+            break
+        prompts.append(loaded.encode(example.prompt))
+        tokens += len(prompts[-1]) + task.max_new_tokens
+    if tokens < recipe.calibration_tokens:
+        raise CalibrationError(
+            f"the calibration split has {tokens} tokens, calibration_tokens asks for {recipe.calibration_tokens}; "
+            "raise the task's splits.calibration or lower calibration_tokens"
+        )
+    return prompts, tokens

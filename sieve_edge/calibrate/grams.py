@@ -1,0 +1,149 @@
+"""The forward pass of calibrate: Gram matrices of prompts and the dense model's own answers.
+
+Dimension key: B batch, T tokens, V vocabulary.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sieve_edge.config import LearnRecipe, Recipe, Task
+from sieve_edge.model.flat import flat_forward
+from sieve_edge.model.load import LoadedModel
+from sieve_edge.model.statistics import Moments, narrow_side, save_moments
+from sieve_edge.model.watch import watch_grams
+from sieve_edge.progress import Progress
+from sieve_edge.task.likelihood import pad_left, prefix_and_tails
+
+GRAM_BATCH_TOKENS = 2048
+_SAVE_EVERY = 5
+"""Batches between two saves of the Gram matrices, which are large."""
+
+
+def needed_sides(loaded: LoadedModel, learn: LearnRecipe) -> dict[str, tuple[str, ...]]:
+    """Say which Gram matrices a recipe needs.
+
+    Args:
+        loaded: Dense model.
+        learn: How projections will be found.
+
+    Returns:
+        Matrix name -> sides, ``"input"`` or ``"output"``.
+    """
+    if learn.method == "weight_svd":
+        return {spec.name: () for spec in loaded.specs}
+    if learn.method == "input_pca":
+        return {spec.name: ("input",) for spec in loaded.specs}
+    return {spec.name: (narrow_side(spec),) for spec in loaded.specs}
+
+
+def gather_grams(
+    loaded: LoadedModel,
+    task: Task,
+    prompts: Sequence[list[int]],
+    recipe: Recipe,
+    moments: Moments,
+    start: int,
+    state: Path,
+    progress: Progress,
+) -> None:
+    """Run the prompts and the model's own answers, adding to the Gram matrices.
+
+    Args:
+        loaded: Dense model.
+        task: The task.
+        prompts: Token ids of each prompt.
+        recipe: Learning method, device.
+        moments: Where the sums go.
+        start: Batches that are done already.
+        state: File that the sums are kept in.
+        progress: Where progress is shown.
+    """
+    sides = needed_sides(loaded, recipe.learn)
+    if not any(sides.values()):
+        return
+    prefix, batches = prefix_and_tails(prompts, GRAM_BATCH_TOKENS)
+    # A pass that goes on has counted the prefix already.
+    past = run_prefix(loaded, sides, moments, prefix, len(prompts) if start == 0 else 0, recipe.device)
+    with progress.task("gather Gram matrices", len(prompts), "prompts") as advance:
+        for index, batch in enumerate(batches):
+            if index >= start:
+                run_with_answers(loaded, sides, moments, past, batch, task.max_new_tokens, recipe.device)
+                if index % _SAVE_EVERY == _SAVE_EVERY - 1 or index == len(batches) - 1:
+                    save_moments(state, moments.sums, {"grams": str(index + 1)})
+            advance(len(batch))
+
+
+@torch.inference_mode()
+def run_prefix(
+    loaded: LoadedModel,
+    sides: Mapping[str, tuple[str, ...]],
+    moments: Moments,
+    prefix: Sequence[int],
+    count: int,
+    device: str,
+) -> list[Tensor]:
+    """Run the tokens that all prompts begin with, once for all of them.
+
+    Args:
+        loaded: Dense model.
+        sides: Matrix name -> sides wanted.
+        moments: Where the sums go; these tokens count as often as there are prompts.
+        prefix: Token ids; empty for none.
+        count: How many prompts there are; 0 to add nothing.
+        device: Torch device.
+
+    Returns:
+        Keys and values of the prefix, empty without one.
+    """
+    if not prefix:
+        return []
+    ids_1T = torch.tensor([list(prefix)], device=device)
+    ones_1T = torch.ones_like(ids_1T)
+    positions_1T = torch.arange(len(prefix), device=device)[None]
+    with watch_grams(loaded.model, loaded.specs, sides, moments, ones_1T.bool, count):
+        _, past = flat_forward(loaded.model, ids_1T, ones_1T, positions_1T, [], 1)
+    return past
+
+
+@torch.inference_mode()
+def run_with_answers(
+    loaded: LoadedModel,
+    sides: Mapping[str, tuple[str, ...]],
+    moments: Moments,
+    past: Sequence[Tensor],
+    tails: Sequence[Sequence[int]],
+    new_tokens: int,
+    device: str,
+) -> None:
+    """Run prompts of one length and the model's own greedy answers, adding to the Gram matrices.
+
+    Args:
+        loaded: Dense model.
+        sides: Matrix name -> sides wanted.
+        moments: Where the sums go.
+        past: Keys and values of the prefix that all prompts share.
+        tails: Token ids of each prompt after the prefix.
+        new_tokens: Tokens of each answer; a row stops counting after its end token.
+        device: Torch device.
+    """
+    seen = past[0].shape[2] if past else 0
+    ids_BT, mask_BT, positions_BT = (torch.from_numpy(array).to(device) for array in pad_left(tails, seen))
+    present = [tensor.expand(len(tails), *tensor.shape[1:]) for tensor in past]
+    end = loaded.tokenizer.eos_token_id
+    current = torch.ones_like(ids_BT, dtype=torch.bool)
+    with watch_grams(loaded.model, loaded.specs, sides, moments, lambda: current):
+        logits_B1V, present = flat_forward(loaded.model, ids_BT, mask_BT, positions_BT, present, 1)
+        alive_B1 = torch.ones_like(ids_BT[:, :1], dtype=torch.bool)
+        for _ in range(new_tokens):
+            ids_BT = logits_B1V[:, -1:].argmax(-1)
+            if end is not None:
+                alive_B1 = alive_B1 & (ids_BT != end)
+            if not bool(alive_B1.any()):
+                break
+            current = alive_B1
+            mask_BT = torch.cat([mask_BT, torch.ones_like(ids_BT)], dim=1)
+            positions_BT = positions_BT[:, -1:] + 1
+            logits_B1V, present = flat_forward(loaded.model, ids_BT, mask_BT, positions_BT, present, 1)

@@ -30,7 +30,6 @@ from sieve_edge.task.evaluate import measure
 from sieve_edge.task.examples import label_ids
 from sieve_edge.task.likelihood import label_log_likelihoods, prefix_and_tails
 
-
 VARIANTS: dict[str, dict[str, Any]] = {
     "identity": {"output_metric": "identity", "gradient_weight": 0.0},
     "fisher": {"gradient_weight": 0.0},

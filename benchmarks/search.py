@@ -2,8 +2,8 @@
 
 Uniform, the paper's genetic algorithm (2.5 million tokens, or to convergence if that is sooner) and guided, from one
 bank, with the same storage, metric, splits, tolerance, acceptance and refit. Each winner is fused, and scored on the
-test and transfer sets, which no search sees. Tokens and seconds are those of everything the search asked for, as from an
-empty cache: damage checks, rungs and refits included. Runs lie in ``runs/``; an interrupted benchmark goes on.
+test and transfer sets, which no search sees. Tokens and seconds are those of everything the search asked for, as from
+an empty cache: damage checks, rungs and refits included. Runs lie in ``runs/``; an interrupted benchmark goes on.
 """
 
 import time

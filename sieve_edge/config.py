@@ -200,9 +200,9 @@ class GuidedRecipe(Strict):
     divergence_prompts: PositiveInt = Field(32, description="Prompts of a KL divergence, from the calibration split.")
     swap_rounds: Annotated[int, Field(ge=0)] = Field(1, description="Rounds of swaps for a plan of the last rung.")
     offspring: PositiveInt = Field(8, description="Swaps whose KL divergence is measured in a round.")
-    last_rungs: PositiveInt = Field(3, description="Sizes scored below the smallest one that is feasible unrefitted.")
+    last_rungs: PositiveInt = Field(2, description="Sizes scored below the smallest one found feasible unrefitted.")
     refit_jump: PositiveInt = Field(
-        2, description="Steps of the ladder that refit is expected to gain; halved after a size that fails."
+        2, description="Steps of the ladder that refit is expected to gain: the first size that is scored after refit."
     )
 
 
@@ -234,10 +234,12 @@ class SearchRecipe(Strict):
         True, description="Restore the outputs from the pruned model's inputs; the last rung is scored after it."
     )
     refit_prompts: Annotated[int, Field(ge=10)] = Field(
-        400, description="Prompts that refit runs over, from the calibration split; a fifth is held out."
+        300, description="Prompts that refit runs over, from the calibration split; a fifth is held out."
     )
     allow_skip: bool = Field(
-        False, description="Whether whole attention and MLP blocks may be left out; the target's format must hold that."
+        False,
+        description="Whether guided and genetic may leave out whole attention and MLP blocks; the target's format must "
+        "hold that.",
     )
     front: bool = Field(
         False, description="Keep the plans that no other one beats in size and accuracy; --plan N fuses one."

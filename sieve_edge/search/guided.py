@@ -79,10 +79,11 @@ def guide(
     Pseudocode::
 
         damage  = discarded energy of every choice, corrected by a few measured KLs
-        rung    = bisection over the knapsack plans of a ladder of sizes: first a part of the labels, then all
-        below it, size by size:
+        rung    = bisection over the knapsack plans of a ladder of sizes, by a part of the labels, then by all,
+                  to within what refit is expected to gain
+        for a few sizes below it, going on down after a feasible plan and back half the way after another:
             plan = knapsack plan, improved by swaps that keep its size, by KL on few prompts
-            stop at the first size whose plan is not feasible, after refit where refit is on
+            score it on the labels, after refit where refit is on
 
     Args:
         space: Search space.
@@ -96,23 +97,22 @@ def guide(
     """
     damage = measured_damage(space, bank, candidates, recipe.probes, progress)
     ladder = Ladder(space, damage, tuple(budgets), recipe.ladder_step)
-    low, high = -1, round(1.0 / recipe.ladder_step) - 1
-    while high - low > 1:
+    nothing_left = round(1.0 / recipe.ladder_step) - 1
+    low, high = -1, nothing_left
+    jump = recipe.refit_jump if refit else 1
+    while high - low > jump:
         middle = (low + high) // 2
         chromosome = ladder.plan(middle)
         good = chromosome is not None and candidates.verdicts([space.ranks(chromosome)])[0].feasible
         low, high = (middle, high) if good else (low, middle)
-    rung, jump = low, max(recipe.refit_jump, 1) if refit else 1
-    tried: set[int] = set()
+    target, failed = low + jump, nothing_left
     for _ in range(recipe.last_rungs):
-        target = rung + jump
-        if target in tried or ladder.size(target) <= 0.0:
+        if not low < target < failed:
             break
-        tried.add(target)
         if _last_rung(ladder, target, candidates, recipe, refit, rng):
-            rung = target
+            low, target = target, target + 1
         else:
-            jump = max(jump // 2, 1)
+            failed, target = target, (low + target) // 2
 
 
 def _last_rung(

@@ -4,6 +4,7 @@ Model and bank are put once into Ray's shared memory, which carries them to ever
 """
 
 import os
+import secrets
 import tempfile
 from contextlib import ExitStack
 from dataclasses import replace
@@ -39,6 +40,8 @@ class RayCluster:
 
     def __enter__(self) -> "RayCluster":
         self._compute.require()
+        if self._compute.address is None:
+            _close_off()
         ray, address = import_ray(), self._compute.address
         try:
             if address is None:
@@ -114,14 +117,13 @@ class RayCluster:
         )
 
     def _own(self) -> dict[str, Any]:
-        """Settings of a Ray that nobody but this run uses: it listens on this machine only and reports to nobody."""
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        """Settings of a Ray that nobody but this run can use."""
         cpus = max((self._compute.workers or 1) * self._threads, len(os.sched_getaffinity(0)))
-        settings: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        settings: dict[str, Any] = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
         if "RAY_TMPDIR" not in os.environ:
             folder = tempfile.TemporaryDirectory(prefix="sieve-ray-", ignore_cleanup_errors=True)
             settings["_temp_dir"] = self._opened.enter_context(folder)
-        return {"address": "local", **settings}
+        return settings
 
     def _room(self, ray: Any) -> int:
         """Count the workers that fit on the cluster's nodes."""
@@ -136,3 +138,13 @@ class RayCluster:
 
 def _alive(ray: Any) -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _close_off() -> None:
+    """Set what Ray reads when it is imported: no reports about its use, and a token that only this run knows.
+
+    Ray listens on every interface, and by itself would leave its token in the user's home.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}

@@ -87,9 +87,13 @@ class RayExecutor:
 
         Yields:
             Outcomes, in the order of the requests.
+
+        Raises:
+            SieveError: If the cluster is lost.
         """
         if not requests:
             return
+        self._since = time.monotonic()
         waiting = list(range(len(requests)))  # a heap: a request that comes back is the first to go out again
         running: dict[Any, tuple[Any, int]] = {}
         done: dict[int, Outcome] = {}

@@ -1,10 +1,10 @@
 """Ray finds the plan that one process finds: with one worker, with two, and with a node lost in the middle."""
 
-import os
 import shutil
 import signal
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -14,7 +14,7 @@ from sieve_edge.artifacts import read_manifest
 from sieve_edge.files import read_json, read_jsonl
 from tests.command import ENVIRONMENT, command, start
 
-pytest.importorskip("ray")
+pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install 'sieve-edge[ray]'")
 
 SETTINGS = (
     "calibration_tokens=2000",
@@ -38,13 +38,20 @@ def ray_folder():
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _isolated(ray_folder):
+def environment(ray_folder):
+    """Set variables of this process and of the commands; Ray's files stay in the folder, and out of the user's home."""
     with pytest.MonkeyPatch.context() as patch:
-        for environment in (os.environ, ENVIRONMENT):
-            patch.setitem(environment, "RAY_USAGE_STATS_ENABLED", "0")
-            patch.setitem(environment, "TMPDIR", str(ray_folder))
-            patch.delitem(environment, "RAY_ADDRESS", raising=False)
-        yield
+
+        def change(**variables):
+            for name, value in variables.items():
+                patch.setenv(name, value)
+                patch.setitem(ENVIRONMENT, name, value)
+
+        for name in ("RAY_ADDRESS", "RAY_TMPDIR", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+            patch.delenv(name, raising=False)
+            patch.delitem(ENVIRONMENT, name, raising=False)
+        change(TMPDIR=str(ray_folder), HOME=str(ray_folder), RAY_USAGE_STATS_ENABLED="0")
+        yield change
 
 
 def processes(folder):
@@ -55,8 +62,15 @@ def processes(folder):
 @pytest.fixture(scope="module")
 def search(pico, toy_task, toy_target):
     return lambda folder: (
-        ("search", "--target", toy_target, "--task", toy_task, "--model", pico("llama"), *QUICK)
-        + (
+        (
+            "search",
+            "--target",
+            toy_target,
+            "--task",
+            toy_task,
+            "--model",
+            pico("llama"),
+            *QUICK,
             "--run-dir",
             folder / "run",
         )
@@ -81,8 +95,9 @@ def fresh(local, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def cluster(environment):
     """Two nodes with one CPU each, and a head that runs no worker, so that either may be killed."""
+    environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="tests" * 8)  # before Ray is imported
     from ray.cluster_utils import Cluster
 
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -127,7 +142,7 @@ def test_a_ray_of_its_own_with_one_worker(search, fresh, local, ray_folder):
     assert manifest.key == read_manifest(local / "run" / "search").key
     assert manifest.fallbacks == ()
     assert not processes(ray_folder)
-    assert not list(ray_folder.glob("sieve-ray-*"))
+    assert not [*ray_folder.glob("sieve-ray-*"), *ray_folder.glob(".ray")]
 
 
 def test_two_workers_on_a_cluster(search, fresh, local, cluster):

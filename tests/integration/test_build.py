@@ -117,7 +117,7 @@ def test_the_same_seed_gives_the_same_plan_and_weights(built, pico, toy_task, to
 
 def test_a_plan_of_all_ones_changes_no_bit(pico, toy_task, toy_target, tmp_path):
     folder = tmp_path / "dense"
-    settings = ("grid=[1.0, 0.05]", "search.resolution=0.99", "tolerance=1e-9")
+    settings = ("grid=[1.0, 0.05]", "search.strategy=uniform", "search.resolution=0.99", "tolerance=1e-9")
     done = build(pico, toy_task, toy_target, "llama", folder, *[word for item in settings for word in ("--set", item)])
     plan = read_json(folder / "search" / "plan.json")
     assert set(plan["ranks"].values()) == {None}, "the smallest level must not pass at no tolerance"

@@ -44,10 +44,8 @@ class RayCluster:
             _close_off()
         ray, address = import_ray(), self._compute.address
         try:
-            if address is None:
-                ray.init(log_to_driver=False, logging_level="ERROR", **self._own())
-            else:
-                ray.init(log_to_driver=False, logging_level="ERROR", address=address)
+            where = self._own() if address is None else {"address": address}
+            ray.init(log_to_driver=False, logging_level="ERROR", **where)
         except Exception as error:  # Ray's errors here share no narrower base
             self._opened.close()
             told = " ".join(str(error).split())[:300].rstrip(".")

@@ -20,7 +20,8 @@ def run(tmp_path_factory):
         "calibration_tokens=5000",
         "learn.fisher_prompts=48",
         "grid=[1.0, 0.75]",
-        "search.resolution=0.5",
+        "search.guided.probes=0",
+        "search.guided.swap_rounds=0",
         "tolerance=0.15",
     )
     words = [word for setting in settings for word in ("--set", setting)]

@@ -159,7 +159,7 @@ class LearnRecipe(Strict):
     output_metric: Literal["fisher", "identity"] = Field(
         "fisher", description="Metric of the output error: Fisher information of the answer, or plain least squares."
     )
-    fisher_prompts: PositiveInt = Field(256, description="Prompts with one backward pass each for the Fisher metric.")
+    fisher_prompts: PositiveInt = Field(160, description="Prompts with one backward pass each for the Fisher metric.")
     fisher_damping: Annotated[float, Field(gt=0.0)] = Field(
         0.3, description="Identity added to the Fisher matrix, as a fraction of its mean eigenvalue."
     )
@@ -234,7 +234,7 @@ class SearchRecipe(Strict):
         True, description="Restore the outputs from the pruned model's inputs; the last rung is scored after it."
     )
     refit_prompts: Annotated[int, Field(ge=10)] = Field(
-        300, description="Prompts that refit runs over, from the calibration split; a fifth is held out."
+        240, description="Prompts that refit runs over, from the calibration split; a fifth is held out."
     )
     allow_skip: bool = Field(
         False,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sieve_edge.config import Recipe, Task
 from sieve_edge.model.load import LoadedModel
-from sieve_edge.model.statistics import FISHER_PROMPTS, FISHER_TOKENS, Moments, save_moments
+from sieve_edge.model.statistics import FISHER_PROMPTS, FISHER_TOKENS, Checkpoint, Moments
 from sieve_edge.model.watch import watch_fishers
 from sieve_edge.progress import Progress
 from sieve_edge.task.examples import Example, label_ids
@@ -54,6 +54,7 @@ def gather_fishers(
     tokens_K = torch.tensor([answer[common] for answer in answers], device=recipe.device)
     prompts = [loaded.encode(example.prompt) + context for example in calibration[: recipe.learn.fisher_prompts]]
     batches = length_batches([len(prompt) for prompt in prompts], FISHER_BATCH_TOKENS)
+    checkpoint = Checkpoint(state)
     with progress.task("gather Fisher matrices", len(prompts), "prompts") as advance:
         for index, rows in enumerate(batches):
             if index >= start:
@@ -64,7 +65,7 @@ def gather_fishers(
                         _answer_loss(loaded, batch, tokens_K, generator, recipe.device).backward()
                 moments.add_scalar(FISHER_PROMPTS, torch.tensor(len(rows)))
                 moments.add_scalar(FISHER_TOKENS, torch.tensor(sum(len(prompts[row]) for row in rows)))
-                save_moments(state, moments.sums, {"grams": DONE, "fishers": str(index + 1)})
+                checkpoint.offer(moments.sums, {"grams": DONE, "fishers": str(index + 1)})
             advance(len(rows))
     return len(prompts)
 

@@ -12,14 +12,12 @@ from torch import Tensor
 from sieve_edge.config import LearnRecipe, Recipe, Task
 from sieve_edge.model.flat import flat_forward
 from sieve_edge.model.load import LoadedModel
-from sieve_edge.model.statistics import Moments, narrow_side, save_moments
+from sieve_edge.model.statistics import Checkpoint, Moments, narrow_side
 from sieve_edge.model.watch import watch_grams
 from sieve_edge.progress import Progress
 from sieve_edge.task.likelihood import pad_left, prefix_and_tails
 
 GRAM_BATCH_TOKENS = 2048
-_SAVE_EVERY = 5
-"""Batches between two saves of the Gram matrices, which are large."""
 
 
 def needed_sides(loaded: LoadedModel, learn: LearnRecipe) -> dict[str, tuple[str, ...]]:
@@ -67,12 +65,12 @@ def gather_grams(
     prefix, batches = prefix_and_tails(prompts, GRAM_BATCH_TOKENS)
     # A pass that goes on has counted the prefix already.
     past = run_prefix(loaded, sides, moments, prefix, len(prompts) if start == 0 else 0, recipe.device)
+    checkpoint = Checkpoint(state)
     with progress.task("gather Gram matrices", len(prompts), "prompts") as advance:
         for index, batch in enumerate(batches):
             if index >= start:
                 run_with_answers(loaded, sides, moments, past, batch, task.max_new_tokens, recipe.device)
-                if index % _SAVE_EVERY == _SAVE_EVERY - 1 or index == len(batches) - 1:
-                    save_moments(state, moments.sums, {"grams": str(index + 1)})
+                checkpoint.offer(moments.sums, {"grams": str(index + 1)})
             advance(len(batch))
 
 

@@ -41,6 +41,18 @@ class Acceptance:
     confidence: float
     stop_confidence: float
 
+    def decisive(self, loss: float, bound: float) -> float:
+        """Pick the figure that is compared with the tolerance.
+
+        Args:
+            loss: Measured relative loss.
+            bound: Upper end of its interval.
+
+        Returns:
+            One of them.
+        """
+        return bound if self.rule == "interval" else loss
+
     def told(self) -> str:
         """Describe the rule, for the manifest.
 
@@ -117,13 +129,13 @@ class Reference:
         quantiles = (0.0, acceptance.confidence)
         _, bound = loss_interval(predicted[0], predicted[1], labels_N, dense_NK.shape[1], rng, quantiles)
         loss = relative_loss(float(pruned["corrected"]), float(dense["corrected"]))
-        decisive = bound if acceptance.rule == "interval" else loss
         if count < len(self.labels_N):
             word = f"given up after {count} examples"
         elif pruned["collapsed"]:
             word = "collapsed"
         else:
-            word = "feasible" if decisive <= acceptance.tolerance else "loses too much"
+            within = acceptance.decisive(loss, bound) <= acceptance.tolerance
+            word = "feasible" if within else "loses too much"
         return Verdict(float(pruned["corrected"]), loss, bound, word == "feasible", bool(pruned["collapsed"]), word)
 
 

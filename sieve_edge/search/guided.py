@@ -5,6 +5,7 @@ Source: method.md, section 6; rungs and swaps after EvoPress, arXiv 2410.14649.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -83,7 +84,7 @@ def guide(
                   to within what refit is expected to gain
         for a few sizes below it, going on down after a feasible plan and back half the way after another:
             plan = knapsack plan, improved by swaps that keep its size, by KL on few prompts
-            score it on the labels, after refit where refit is on
+            score it on the labels, after refit where refit is on, unless its KL foretells too large a loss
 
     Args:
         space: Search space.
@@ -106,22 +107,39 @@ def guide(
         good = chromosome is not None and candidates.verdicts([space.ranks(chromosome)])[0].feasible
         low, high = (middle, high) if good else (low, middle)
     target, failed = low + jump, nothing_left
+    reached: _Reached | None = None
     for _ in range(recipe.last_rungs):
         if not low < target < failed:
             break
-        if _last_rung(ladder, target, candidates, recipe, refit, rng):
-            low, target = target, target + 1
+        found = _last_rung(ladder, target, candidates, recipe, refit, rng, reached, progress)
+        if found is not None:
+            reached, low, target = found, target, target + 1
         else:
             failed, target = target, (low + target) // 2
 
 
+class _Reached(NamedTuple):
+    """A feasible plan of the last rung: what decided on it, and its KL divergence before refit, in nats."""
+
+    decisive: float
+    nats: float
+
+
 def _last_rung(
-    ladder: Ladder, rung: int, candidates: Candidates, recipe: GuidedRecipe, refit: bool, rng: np.random.Generator
-) -> bool:
+    ladder: Ladder,
+    rung: int,
+    candidates: Candidates,
+    recipe: GuidedRecipe,
+    refit: bool,
+    rng: np.random.Generator,
+    larger: _Reached | None,
+    progress: Progress,
+) -> _Reached | None:
+    """Score a size's best plan; None if it is not feasible, or not worth scoring after the larger one."""
     chromosome = ladder.plan(rung)
     if chromosome is None:
-        return False
-    space, limits = ladder.space, ladder.limits(rung)
+        return None
+    space, limits, accept = ladder.space, ladder.limits(rung), candidates.acceptance
     best = candidates.divergences([space.ranks(chromosome)])[0]
     for _ in range(recipe.swap_rounds):
         children = offspring(chromosome, space, limits, ladder.damage, recipe.offspring, rng)
@@ -129,4 +147,12 @@ def _last_rung(
         order = sorted(range(len(children)), key=lambda index: (nats[index], children[index]))
         if order and nats[order[0]] < best:
             chromosome, best = children[order[0]], nats[order[0]]
-    return candidates.verdicts([space.ranks(chromosome)], "refit" if refit else "labels")[0].feasible
+    # Loss grows with the divergence: a plan that would lose too much in proportion is not refitted to see that it does.
+    if larger is not None and larger.decisive * best > accept.tolerance * larger.nats:
+        progress.say(
+            f"  {candidates.kept(space.ranks(chromosome)):.3f} is not tried: its KL before refit is {best:.4f} nats, "
+            f"that of the plan before {larger.nats:.4f}"
+        )
+        return None
+    verdict = candidates.verdicts([space.ranks(chromosome)], "refit" if refit else "labels")[0]
+    return _Reached(accept.decisive(verdict.loss, verdict.bound), best) if verdict.feasible else None

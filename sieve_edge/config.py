@@ -159,7 +159,11 @@ class LearnRecipe(Strict):
     output_metric: Literal["fisher", "identity"] = Field(
         "fisher", description="Metric of the output error: Fisher information of the answer, or plain least squares."
     )
-    fisher_prompts: PositiveInt = Field(160, description="Prompts with one backward pass each for the Fisher metric.")
+    fisher_prompts: PositiveInt = Field(
+        256,
+        description="Prompts with one backward pass each for the Fisher metric; what a prefix that all share adds is "
+        "taken from a quarter of them.",
+    )
     fisher_damping: Annotated[float, Field(gt=0.0)] = Field(
         0.3, description="Identity added to the Fisher matrix, as a fraction of its mean eigenvalue."
     )

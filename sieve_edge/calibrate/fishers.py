@@ -10,15 +10,19 @@ import torch
 from torch import Tensor
 
 from sieve_edge.config import Recipe, Task
+from sieve_edge.model.flat import cache_of, flat_forward
 from sieve_edge.model.load import LoadedModel
 from sieve_edge.model.statistics import FISHER_PROMPTS, FISHER_TOKENS, Checkpoint, Moments
 from sieve_edge.model.watch import watch_fishers
 from sieve_edge.progress import Progress
 from sieve_edge.task.examples import Example, label_ids
-from sieve_edge.task.likelihood import length_batches, pad_left
+from sieve_edge.task.likelihood import length_batches, pad_left, shared_prefix
 
 FISHER_BATCH_TOKENS = 4096
 FISHER_MICROBATCH_TOKENS = 512
+_WHOLE_EVERY = 4
+"""One prompt of so many is run with the prefix that all share, the others after it."""
+
 DONE = str(2**31)
 """Batch number of a pass that is finished."""
 
@@ -50,24 +54,74 @@ def gather_fishers(
     """
     answers = label_ids(task, loaded.encode)
     common = _common_tokens(answers)
-    context = answers[0][:common]
     tokens_K = torch.tensor([answer[common] for answer in answers], device=recipe.device)
-    prompts = [loaded.encode(example.prompt) + context for example in calibration[: recipe.learn.fisher_prompts]]
-    batches = length_batches([len(prompt) for prompt in prompts], FISHER_BATCH_TOKENS)
+    examples = calibration[: recipe.learn.fisher_prompts]
+    prompts = [loaded.encode(example.prompt) + answers[0][:common] for example in examples]
+    shared = shared_prefix(prompts)
+    past = _run_prefix(loaded, prompts[0][:shared], recipe.device)
+    batches = _batches([len(prompt) for prompt in prompts], shared)
+    whole = sum(len(rows) for skipped, rows in batches if skipped == 0)
     checkpoint = Checkpoint(state)
     with progress.task("gather Fisher matrices", len(prompts), "prompts") as advance:
-        for index, rows in enumerate(batches):
+        for index, (skipped, rows) in enumerate(batches):
             if index >= start:
                 generator = torch.Generator().manual_seed(recipe.seed * 100_003 + index)
-                with watch_fishers(loaded.model, loaded.specs, moments):
-                    for small in length_batches([len(prompts[row]) for row in rows], FISHER_MICROBATCH_TOKENS):
-                        batch = [prompts[rows[row]] for row in small]
-                        _answer_loss(loaded, batch, tokens_K, generator, recipe.device).backward()
+                tails = [prompts[row][skipped:] for row in rows]
+                # What the prefix adds is gathered on the whole prompts alone, and stands for all.
+                weight = 1.0 if skipped else len(prompts) / whole
+                for batch in _microbatches(loaded, tails, skipped):
+                    weights_BT = _weights(batch, 0 if skipped else shared, weight).to(recipe.device)
+                    with watch_fishers(loaded.model, loaded.specs, moments, weights_BT):
+                        present = past if skipped else []
+                        _answer_loss(loaded, batch, present, tokens_K, generator, recipe.device).backward()
                 moments.add_scalar(FISHER_PROMPTS, torch.tensor(len(rows)))
                 moments.add_scalar(FISHER_TOKENS, torch.tensor(sum(len(prompts[row]) for row in rows)))
                 checkpoint.offer(moments.sums, {"grams": DONE, "fishers": str(index + 1)})
             advance(len(rows))
     return len(prompts)
+
+
+@torch.inference_mode()
+def _run_prefix(loaded: LoadedModel, prefix: Sequence[int], device: str) -> list[Tensor]:
+    if not prefix:
+        return []
+    ids_1T = torch.tensor([list(prefix)], device=device)
+    positions_1T = torch.arange(len(prefix), device=device)[None]
+    return flat_forward(loaded.model, ids_1T, torch.ones_like(ids_1T), positions_1T, [], 1)[1]
+
+
+def _batches(lengths: Sequence[int], shared: int) -> list[tuple[int, list[int]]]:
+    """Group prompts: a part of them run whole, the others after the prefix that all share.
+
+    Returns:
+        ``(tokens skipped, rows)`` of each batch.
+    """
+    every = _WHOLE_EVERY if shared else 1
+    whole = list(range(0, len(lengths), every))
+    others = [row for row in range(len(lengths)) if row % every]
+    groups = [(0, whole), (shared, others)] if others else [(0, whole)]
+    return [
+        (skipped, [rows[index] for index in batch])
+        for skipped, rows in groups
+        for batch in length_batches([lengths[row] - skipped for row in rows], FISHER_BATCH_TOKENS)
+    ]
+
+
+def _microbatches(loaded: LoadedModel, tails: Sequence[list[int]], skipped: int) -> list[list[list[int]]]:
+    # Padding between a cached prefix and a prompt would count as distance in a sliding window.
+    mixed = not skipped or getattr(loaded.model.config, "sliding_window", None) is None
+    groups = length_batches([len(tail) for tail in tails], FISHER_MICROBATCH_TOKENS, mixed=mixed)
+    return [[tails[row] for row in rows] for rows in groups]
+
+
+def _weights(batch: Sequence[Sequence[int]], prefix: int, weight: float) -> Tensor:
+    """Say how often each token counts: those of the prefix ``weight`` times, the others once."""
+    width = max(len(row) for row in batch)
+    weights_BT = torch.ones(len(batch), width)
+    for index, row in enumerate(batch):
+        start = width - len(row)
+        weights_BT[index, start : start + prefix] = weight
+    return weights_BT
 
 
 def _common_tokens(answers: Sequence[Sequence[int]]) -> int:
@@ -76,18 +130,31 @@ def _common_tokens(answers: Sequence[Sequence[int]]) -> int:
 
 
 def _answer_loss(
-    loaded: LoadedModel, prompts: Sequence[Sequence[int]], tokens_K: Tensor, generator: torch.Generator, device: str
+    loaded: LoadedModel,
+    prompts: Sequence[Sequence[int]],
+    past: Sequence[Tensor],
+    tokens_K: Tensor,
+    generator: torch.Generator,
+    device: str,
 ) -> Tensor:
     """Make the loss whose gradients' second moment is the Fisher matrix of the answer.
 
     One answer drawn from the model's own distribution, plus a contrast of the labels with random signs, so that
     what tells labels apart counts even where the model hardly ever says them.
     """
-    ids_BT, mask_BT, positions_BT = (torch.from_numpy(array).to(device) for array in pad_left(prompts, 0))
+    seen = past[0].shape[2] if past else 0
+    ids_BT, mask_BT, positions_BT = (torch.from_numpy(array).to(device) for array in pad_left(prompts, seen))
+    # Copies, since what inference mode made cannot be part of a backward pass.
+    present = [tensor.repeat(len(prompts), 1, 1, 1) for tensor in past]
     with torch.enable_grad():
         embedded = loaded.model.get_input_embeddings()(ids_BT).detach().requires_grad_(True)
         output = loaded.model(
-            inputs_embeds=embedded, attention_mask=mask_BT, position_ids=positions_BT, use_cache=False, logits_to_keep=1
+            inputs_embeds=embedded,
+            attention_mask=mask_BT,
+            position_ids=positions_BT,
+            past_key_values=cache_of(present),
+            use_cache=True,
+            logits_to_keep=1,
         )
         log_BV = output.logits[:, -1].float().log_softmax(-1)
         drawn_B1 = torch.multinomial(log_BV.detach().exp().cpu(), 1, generator=generator).to(device)

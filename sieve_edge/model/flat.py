@@ -34,20 +34,32 @@ def flat_forward(
     Returns:
         ``(logits (B, T or logits_to_keep, V), present)``, ``present`` laid out as ``past``, P + T long.
     """
-    # Without a configuration every layer keeps its whole past; sliding windows stay right, since the mask makes them.
-    cache = DynamicCache()
-    for layer in range(len(past) // 2):
-        cache.update(past[2 * layer], past[2 * layer + 1], layer)
     output = model(
         input_ids=input_ids,
         attention_mask=attention_mask,
         position_ids=position_ids,
-        past_key_values=cache,
+        past_key_values=cache_of(past),
         use_cache=True,
         logits_to_keep=logits_to_keep,
     )
     present = [tensor for layer in output.past_key_values.layers for tensor in (layer.keys, layer.values)]
     return output.logits, present
+
+
+def cache_of(past: Sequence[Tensor]) -> DynamicCache:
+    """Make transformers' cache of a flat one.
+
+    Args:
+        past: Keys and values of each layer in turn; empty for none.
+
+    Returns:
+        A cache to run the model with.
+    """
+    # Without a configuration every layer keeps its whole past; sliding windows stay right, since the mask makes them.
+    cache = DynamicCache()
+    for layer in range(len(past) // 2):
+        cache.update(past[2 * layer], past[2 * layer + 1], layer)
+    return cache
 
 
 class TorchTextModel:

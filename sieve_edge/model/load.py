@@ -80,7 +80,7 @@ def load_model(source: ModelSource, device: str) -> LoadedModel:
         # transformers draws a bar of its own for a GGUF, which a log cannot show.
         with contextlib.redirect_stderr(io.StringIO()):
             model = AutoModelForCausalLM.from_pretrained(
-                source.folder, dtype=torch.float32, attn_implementation="eager", **extra
+                source.folder, config=config, dtype=torch.float32, attn_implementation="eager", **extra
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(

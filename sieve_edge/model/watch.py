@@ -66,7 +66,7 @@ def watch_grams(
 
 
 @contextmanager
-def watch_fishers(model: Any, specs: Sequence[MatrixSpec], moments: Moments) -> Iterator[None]:
+def watch_fishers(model: Any, specs: Sequence[MatrixSpec], moments: Moments, weights_BT: Tensor) -> Iterator[None]:
     """Add the Fisher matrices of every backward pass inside the block.
 
     Before a non-linearity the moment is that of ``W^T g``, the loss's gradient at the shared input, which is
@@ -81,13 +81,14 @@ def watch_fishers(model: Any, specs: Sequence[MatrixSpec], moments: Moments) -> 
         specs: Its matrices.
         moments: Where sums go, as ``fisher.<matrix>``, ``weighted_gram.<matrix>`` and, summed over outputs,
             ``fisher_trace.<matrix>`` of all tokens and ``last_energy.<matrix>`` of the prompts' last ones.
+        weights_BT: How often each token of the pass counts, (B, T).
 
     Yields:
         Nothing.
     """
     handles = []
     for spec in specs:
-        watcher = _FisherWatcher(spec, moments)
+        watcher = _FisherWatcher(spec, moments, weights_BT.flatten())
         modules = [model.get_submodule(path) for path in spec.paths]
         if watcher.narrow_input:
             handles.append(modules[0].register_forward_pre_hook(watcher.on_input))
@@ -102,10 +103,11 @@ def watch_fishers(model: Any, specs: Sequence[MatrixSpec], moments: Moments) -> 
 class _FisherWatcher:
     """Hooks of one matrix. All parts' outputs get their gradient before the input that they share gets its own."""
 
-    def __init__(self, spec: MatrixSpec, moments: Moments) -> None:
+    def __init__(self, spec: MatrixSpec, moments: Moments, weights_N: Tensor) -> None:
         self.narrow_input = narrow_side(spec) == "input"
         self._name = spec.name
         self._moments = moments
+        self._weights_N = weights_N
         self._energy_N: Tensor | None = None
 
     def on_input(self, _: Any, args: tuple[Tensor, ...]) -> None:
@@ -131,7 +133,8 @@ class _FisherWatcher:
         if energy_N is None:
             raise RuntimeError(f"{self._name}: its input got a gradient before its outputs did")
         self._energy_N = None
-        self._moments.add(f"fisher.{self._name}", gradient_ND)
+        energy_N = energy_N * self._weights_N
+        self._moments.add(f"fisher.{self._name}", gradient_ND * self._weights_N.sqrt()[:, None])
         self._moments.add(f"weighted_gram.{self._name}", rows_ND * energy_N.sqrt()[:, None])
         self._moments.add_scalar(f"fisher_trace.{self._name}", energy_N.sum())
 

@@ -1,12 +1,14 @@
 # Everything a user or CI runs. `make` alone lists it; scripts/setup.sh installs what a command needs, once.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help build setup demo test check test-slow test-interop bench readme clean
+.PHONY: help build setup runtime demo test check test-slow test-interop bench readme clean
 
 TARGET ?= x86-cpu
 PY := .venv/bin/python
-# The build of ONNX Runtime that the target's file asks for; TARGET is a shipped name or a YAML file.
-RUNTIME := $(if $(shell grep -s '^execution_provider: CUDA' $(wildcard targets/$(TARGET).yaml $(TARGET)) /dev/null),onnx-gpu,onnx)
+# The runtime that the target's file asks for; TARGET is a shipped name or a YAML file.
+asks = $(shell grep -s '^$(1)' $(wildcard targets/$(TARGET).yaml $(TARGET)) /dev/null)
+ONNX := $(if $(call asks,execution_provider: CUDA),onnx-gpu,onnx)
+RUNTIME := $(if $(call asks,format: gguf),gguf,$(ONNX))
 BENCHMARKS := $(patsubst benchmarks/%.py,%,$(filter-out benchmarks/_% benchmarks/readme.py,$(wildcard benchmarks/*.py)))
 
 help:  ## List the commands and their variables
@@ -17,7 +19,10 @@ build:  ## Build TARGET's model: sets itself up, then prunes, exports and valida
 	.venv/bin/sieve-edge build --target $(TARGET) $(ARGS)
 
 setup:  ## Install everything that building and testing need into .venv
-	@scripts/setup.sh dev torch $(RUNTIME) demo
+	@scripts/setup.sh dev torch $(ONNX) gguf demo
+
+runtime:  ## Install llama.cpp with factored weights (compiled once per machine, minutes)
+	@scripts/setup.sh gguf
 
 demo:  ## Install the demo's model and data (a second time nothing)
 	@scripts/setup.sh demo

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks._common import Demo, finish, finished_run, load_demo, options
-from sieve_edge.device.runtimes import OrtTextModel
+from sieve_edge.device.ort import OrtTextModel
 from sieve_edge.device.timing import time_models
-from sieve_edge.export.write import write_graph
+from sieve_edge.export.to_onnx import write_graph
 from sieve_edge.fuse import install_plan_
 from sieve_edge.model.bank import ProjectionBank
 from sieve_edge.model.flat import TorchTextModel

@@ -46,6 +46,12 @@ install_extras() { # EXTRA...
         say "$(pinned torch)${TORCH_INDEX:+ from TORCH_INDEX}"
         pip install -qq --no-compile -c constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} "$(pinned torch)"
     fi
+    # The build that loads factored weights goes before sieve-edge, which would fetch the stock source.
+    if [[ " $* " == *" gguf "* ]]; then
+        local wheel
+        wheel=$(PYTHON=$venv/bin/python scripts/runtime.sh)
+        pip install -qq --no-compile -c constraints.txt "$wheel"
+    fi
     local list package=.
     list=$(printf '%s\n' "$@" | sed '/^demo$/d' | paste -sd,)
     if [[ -n $list ]]; then package=".[$list]"; fi
@@ -71,7 +77,7 @@ remove_other_runtime() { # onnx | onnx-gpu
 main() {
     local key installed="" previous="" extra wanted=" $* "
     # The place counts too, since an environment's scripts hold its path.
-    key=$({ cat pyproject.toml constraints.txt demo-requirements.txt scripts/setup.sh && pwd; } | sha256sum | cut -d' ' -f1)
+    key=$({ cat pyproject.toml constraints.txt demo-requirements.txt scripts/*.sh docker/llama.cpp/* && pwd; } | sha256sum | cut -d' ' -f1)
     if [[ -x $venv/bin/python && -f $stamp ]]; then read -r installed previous <"$stamp"; fi
     if [[ $installed == "$key" && -z $(comm -23 <(printf '%s\n' "$@" | sort) <(tr ' ' '\n' <<<"$previous" | sort)) ]]; then
         return

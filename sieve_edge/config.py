@@ -56,8 +56,13 @@ class Target(Strict):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")] = Field(description="Name of the target.")
     description: str = Field(description="One line that says which device this is.")
-    format: Literal["onnx"] = Field(description="File format of the artifact.")
-    runtime: Literal["onnxruntime"] = Field(description="Runtime that loads the artifact on the device.")
+    format: Literal["onnx", "gguf"] = Field(description="File format of the artifact.")
+    runtime: Literal["onnxruntime", "llama.cpp"] = Field(
+        description="Runtime that loads the artifact on the device; llama.cpp with the patch for factored weights."
+    )
+    quantization: Literal["F32", "F16", "Q8_0", "Q5_K_M", "Q4_K_M", "Q4_0"] = Field(
+        "F32", description="Type of the stored weights, by llama.cpp's names; ONNX files are F32."
+    )
     execution_provider: Literal["CPUExecutionProvider", "CUDAExecutionProvider"] = Field(
         "CPUExecutionProvider", description="ONNX Runtime execution provider; another one at run time is an error."
     )
@@ -72,6 +77,23 @@ class Target(Strict):
     limits: Limits = Field(default_factory=Limits, description="What the artifact must meet.")
     model: str = Field(description="Default model: a directory, a GGUF file, package:PATH or hf:ID.")
     task: str = Field(description="Default task: a shipped name or a YAML file.")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Target":
+        allowed: dict[str, tuple[str, ...]] = {
+            "runtime": ("onnxruntime",) if self.format == "onnx" else ("llama.cpp",),
+            "storage": ("pair", "pivoted") if self.format == "onnx" else ("pair",),
+            "quantization": ("F32",) if self.format == "onnx" else (self.quantization,),
+            "execution_provider": (self.execution_provider,) if self.format == "onnx" else ("CPUExecutionProvider",),
+        }
+        problems = [
+            f"{name}: {getattr(self, name)}, must be {' or '.join(values)} for format {self.format}"
+            for name, values in allowed.items()
+            if getattr(self, name) not in values
+        ]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
 
 
 class Source(Strict):
@@ -162,7 +184,7 @@ class LearnRecipe(Strict):
     fisher_prompts: PositiveInt = Field(
         256,
         description="Prompts with one backward pass each for the Fisher metric; what a prefix that all share adds is "
-        "taken from a quarter of them.",
+        "taken from an eighth of them.",
     )
     fisher_damping: Annotated[float, Field(gt=0.0)] = Field(
         0.3, description="Identity added to the Fisher matrix, as a fraction of its mean eigenvalue."
@@ -199,7 +221,7 @@ class GuidedRecipe(Strict):
         0.05, description="Fraction of the linears between two sizes that are tried."
     )
     probes: Annotated[int, Field(ge=0)] = Field(
-        3, description="Matrices of each kind whose KL divergence is measured to check the damage table."
+        2, description="Matrices of each kind whose KL divergence is measured to check the damage table."
     )
     divergence_prompts: PositiveInt = Field(32, description="Prompts of a KL divergence, from the calibration split.")
     swap_rounds: Annotated[int, Field(ge=0)] = Field(1, description="Rounds of swaps for a plan of the last rung.")
@@ -238,7 +260,7 @@ class SearchRecipe(Strict):
         True, description="Restore the outputs from the pruned model's inputs; the last rung is scored after it."
     )
     refit_prompts: Annotated[int, Field(ge=10)] = Field(
-        240, description="Prompts that refit runs over, from the calibration split; a fifth is held out."
+        200, description="Prompts that refit runs over, from the calibration split; a fifth is held out."
     )
     allow_skip: bool = Field(
         False,

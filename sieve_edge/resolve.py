@@ -14,8 +14,11 @@ from sieve_edge.errors import ConfigError, EnvironmentMissing
 
 Config = TypeVar("Config", bound=Strict)
 
-EXPORTS_THAT_SKIP = {"onnx": True}
+EXPORTS_THAT_SKIP = {"onnx": True, "gguf": False}
 """Target format -> whether a file of it can hold a model of which whole blocks are left out (``search.allow_skip``)."""
+
+FORMATS_WITH_TIMES = ("onnx",)
+"""Target formats that time tables can be measured for."""
 
 
 def shipped_targets() -> dict[str, Path]:
@@ -100,23 +103,30 @@ def load_recipe(settings: tuple[str, ...]) -> Recipe:
     return _validated(Recipe, tree, "--set")
 
 
-def check_skipping(target: Target, recipe: Recipe) -> None:
-    """Refuse a search for plans that the target's export could not hold, before anything expensive.
+def check_search(target: Target, recipe: Recipe) -> None:
+    """Refuse a search that the target's format has no means for, before anything expensive.
 
     Args:
         target: The device.
         recipe: Settings.
 
     Raises:
-        ConfigError: If blocks may be skipped, and the target's format cannot hold that.
+        ConfigError: If blocks may be skipped or a time is limited, and the format cannot have that; all at once.
     """
+    problems = []
     if recipe.search.allow_skip and not EXPORTS_THAT_SKIP[target.format]:
         able = ", ".join(name for name, can in EXPORTS_THAT_SKIP.items() if can)
-        problem = (
+        problems.append(
             f"search.allow_skip: true, but format {target.format} of target {target.name} cannot hold skipped blocks "
             f"(only {able}); leave it false, or choose another target"
         )
-        raise ConfigError("--set", [problem])
+    if recipe.search.limits_time and target.format not in FORMATS_WITH_TIMES:
+        problems.append(
+            f"search.max_time_per_answer_ms, search.max_time_per_token_ms: there is no time table for format "
+            f"{target.format} of target {target.name} (only {', '.join(FORMATS_WITH_TIMES)}); limit the size instead"
+        )
+    if problems:
+        raise ConfigError("--set", problems)
 
 
 def package_file(reference: str) -> Path:

@@ -108,12 +108,14 @@ def stage_settings(verb: str, run: Run) -> dict[str, Any]:
         case "search":
             asked = {name: recipe[name] for name in ("tolerance", "grid", "search")}
             levels = {"storage": target["storage"], "multiple": target["rank_multiple"]}
+            if run.recipe.search.max_size_mib is not None:
+                levels["quantization"] = target["quantization"]
             timed = {"timed": [target[name] for name in ("threads", "execution_provider", "workload")]}
             return {**_scoring(run), **asked, **levels, **(timed if run.recipe.search.limits_time else {})}
         case "fuse":
             return {**_scoring(run), "task": task["name"], "prompt": task["prompt"], "plan": run.plan}
         case "export":
-            return {"format": target["format"], "runtime": target["runtime"], "task": task["name"]}
+            return {**{name: target[name] for name in ("format", "runtime", "quantization")}, "task": task["name"]}
         case _:
             return {"target": target, "tolerance": recipe["tolerance"], "task": task["name"]}
 
@@ -154,7 +156,7 @@ def _search(run: Run, out: Path) -> Result:
     bank, stats = ProjectionBank(run.folder("learn")), CalibrationStats(run.folder("calibrate"))
     space = search_space(run.loaded, run.target, run.recipe)
     answer_tokens = max(len(ids) for ids in label_ids(run.task, run.loaded.encode))
-    budgets = search_budgets(space, run.recipe.search, _times(run, space, out), answer_tokens)
+    budgets = search_budgets(space, run.recipe.search, run.target.quantization, _times(run, space, out), answer_tokens)
     for budget in budgets:
         run.progress.say(f"  {budget.told()}: the dense model has {shown(budget.dense(space))}")
     with open_workers(run.compute, run.recipe.threads) as workers:
@@ -185,7 +187,7 @@ def _times(run: Run, space: "SearchSpace", out: Path) -> "TimeTable | None":
     """The target's time table, if a time is limited; of the dense model that was exported, if it was."""
     if not run.recipe.search.limits_time:
         return None
-    from sieve_edge.export.write import write_graph
+    from sieve_edge.export.to_onnx import write_graph
     from sieve_edge.search.times import time_table
     from sieve_edge.validate import workload_prompt
 
@@ -229,12 +231,14 @@ def _export(run: Run, out: Path) -> Result:
     from sieve_edge.fuse import load_fused
 
     fused = load_fused(run.folder("fuse"), "cpu")
-    prompts = [run.loaded.encode(example.prompt) for example in run.splits["selection"][:REFERENCE_PROMPTS]]
+    prompts = [example.prompt for example in run.splits["selection"][:REFERENCE_PROMPTS]]
     with run.progress.task("export", EXPORT_STEPS, "steps") as advance:
-        metrics = export(run.loaded.model, fused, run.loaded.tokenizer, prompts, out, advance)
+        metrics, fallbacks = export(
+            run.loaded.model, fused, run.loaded.tokenizer, prompts, run.source.name, run.target, out, advance
+        )
     sidecar = run.folder("fuse") / "sieve_edge.json"
     (out / "pruned" / "sieve_edge.json").write_bytes(sidecar.read_bytes())
-    return metrics, ()
+    return metrics, tuple(fallbacks)
 
 
 def _validate(run: Run, out: Path) -> Result:

@@ -14,8 +14,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from sieve_edge.config import Limits, Target, Task, Workload
+from sieve_edge.device.ort import OrtTextModel
 from sieve_edge.device.reference import REFERENCE, write_reference
-from sieve_edge.device.runtimes import OrtTextModel
 from sieve_edge.task.examples import Example
 
 GOOD, BAD, OTHER = ("fine", "warm", "witty", "great"), ("dull", "cold", "silly", "awful"), ("film", "plot", "cast")

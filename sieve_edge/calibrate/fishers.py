@@ -20,7 +20,7 @@ from sieve_edge.task.likelihood import length_batches, pad_left, shared_prefix
 
 FISHER_BATCH_TOKENS = 4096
 FISHER_MICROBATCH_TOKENS = 512
-_WHOLE_EVERY = 4
+_WHOLE_EVERY = 8
 """One prompt of so many is run with the prefix that all share, the others after it."""
 
 DONE = str(2**31)

@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 
 from sieve_edge.device.matrix_graphs import SPARE_NUMBERS, MatrixGraph
-from sieve_edge.device.runtimes import OrtGraph, OrtTextModel
+from sieve_edge.device.ort import OrtGraph, OrtTextModel
 from sieve_edge.device.times import TimedMatrix, Times
 from sieve_edge.device.timing import WARM_UP_REPEATS, timed_decode, timed_prefill
 from sieve_edge.protocols import Float32, Float64, Progress

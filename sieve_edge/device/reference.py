@@ -4,15 +4,18 @@ Dimension key: B prompts, T tokens of the longest prompt, N cached decode steps,
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sieve_edge.errors import ArtifactError
 from sieve_edge.files import disk_errors
-from sieve_edge.protocols import Float32, Int64, TextModel
+from sieve_edge.protocols import Float32, Float64, Int64, TextModel
 
 REFERENCE = "reference.npz"
+DRIFT = "drift.json"
 DECODE_STEPS = 16
 _FIELDS = ("input_ids", "attention_mask", "tokens", "logits")
 
@@ -36,28 +39,67 @@ def write_reference(model: TextModel, prompts: Sequence[Sequence[int]], file: Pa
         np.savez(file, input_ids=input_ids, attention_mask=attention_mask, tokens=tokens, logits=logits)
 
 
-def max_reference_difference(model: TextModel, file: Path) -> float:
-    """Replay the reference inputs and compare logits.
+@dataclass(frozen=True)
+class Drift:
+    """How far a model is from the one whose logits are the reference.
+
+    Attributes:
+        max_difference: Largest absolute difference of a logit; infinity if one is not a number.
+        kl: Mean Kullback-Leibler divergence of the next-token distributions from the reference, in nats.
+        top1: Fraction of positions with the same most likely token.
+    """
+
+    max_difference: float
+    kl: float
+    top1: float
+
+
+def drift(model: TextModel, file: Path) -> Drift:
+    """Replay the reference inputs and compare, over the prompts' last positions and every decode step.
 
     Args:
         model: Model to compare.
         file: What ``write_reference`` wrote.
 
     Returns:
-        Largest absolute difference of a logit, over the prompts' last positions and every decode step;
-        infinity if a logit is not a number.
-
-    Raises:
-        ArtifactError: If the file is missing or not a reference.
+        How far it is.
     """
+    input_ids, attention_mask, tokens, expected = _read(file)
+    _, logits = _run(model, input_ids, attention_mask, tokens)
+    if not np.isfinite(logits).all():
+        return Drift(float("inf"), float("inf"), 0.0)
+    log_p, log_q = _log_softmax(expected), _log_softmax(logits)
+    kl = float((np.exp(log_p) * (log_p - log_q)).sum(-1).mean())
+    top1 = float((expected.argmax(-1) == logits.argmax(-1)).mean())
+    return Drift(float(np.abs(logits - expected).max()), max(kl, 0.0), top1)
+
+
+def reference_tokens(file: Path) -> int:
+    """Count the tokens that replaying a reference holds at a time.
+
+    Args:
+        file: What ``write_reference`` wrote.
+
+    Returns:
+        Number of tokens of all rows, padding included.
+    """
+    input_ids, _, tokens, _ = _read(file)
+    return int(input_ids.size + tokens.size)
+
+
+def _read(file: Path) -> tuple[Any, ...]:
     try:
         with np.load(file, allow_pickle=False) as stored:
-            input_ids, attention_mask, tokens, expected = (stored[name] for name in _FIELDS)
+            return tuple(stored[name] for name in _FIELDS)
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise ArtifactError(f"{file}: not a reference ({error}); run the export again") from error
-    _, logits = _run(model, input_ids, attention_mask, tokens)
-    difference = float(np.abs(logits - expected).max())
-    return difference if np.isfinite(difference) else float("inf")
+
+
+def _log_softmax(logits: Float32) -> Float64:
+    wide = logits.astype(np.float64)
+    wide = wide - wide.max(-1, keepdims=True)
+    result: Float64 = wide - np.log(np.exp(wide).sum(-1, keepdims=True))
+    return result
 
 
 def _run(model: TextModel, input_ids: Int64, attention_mask: Int64, forced: Int64 | None) -> tuple[Int64, Float32]:

@@ -1,171 +1,58 @@
-"""Graphs on ONNX Runtime, ``TextModel`` first; the only importer of onnxruntime, and only when it is used.
+"""Opens an exported folder in the runtime that a target names."""
 
-Dimension key: B batch, P past tokens, T new tokens, H key/value heads, D head width, V vocabulary.
-"""
-
-import importlib
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from sieve_edge.device.llama import GGUF, LlamaTextModel
+from sieve_edge.device.ort import OrtTextModel
+from sieve_edge.protocols import TextModel
 
-from sieve_edge.errors import ArtifactError, EnvironmentMissing
-
-GRAPH = "model.onnx"
-_CPU = "CPUExecutionProvider"
-_PAST = "past_key_values."
-_TOKEN_INPUTS = ("input_ids", "attention_mask", "position_ids")
-_KEEP = "logits_to_keep"
-_LOG_ERRORS = 3
+WEIGHTS = "model.*"
+"""Pattern of the files of an exported folder that hold graph and weights, whatever the format."""
 
 
-class OrtTextModel:
-    """An exported folder in ONNX Runtime, behind the ``TextModel`` protocol."""
+@dataclass(frozen=True)
+class Runtime:
+    """How exported folders are run.
 
-    def __init__(self, folder: Path, threads: int, provider: str = _CPU) -> None:
-        """Load the graph and its weights.
+    Attributes:
+        name: ``"onnxruntime"`` or ``"llama.cpp"``.
+        threads: Threads of one operator.
+        provider: ONNX Runtime's execution provider.
+    """
 
-        A file that is missing, broken or lacks an input or output of the convention is an ``ArtifactError``; a
-        missing onnxruntime, or one without the provider, is an ``EnvironmentMissing``.
+    name: str
+    threads: int
+    provider: str = "CPUExecutionProvider"
 
-        Args:
-            folder: Exported folder with ``model.onnx``.
-            threads: Threads of one operator; operators run one after another.
-            provider: Execution provider that must run the graph.
-        """
-        self._session = _open(folder / GRAPH, threads, provider)[0]
-        self._source = folder / GRAPH
-        inputs = {item.name: item for item in self._session.get_inputs()}
-        self._past_names = [name for name in inputs if name.startswith(_PAST)]
-        self._output_names = ["logits", *(name.replace(_PAST, "present.") for name in self._past_names)]
-        self._check_names(list(inputs))
-        self._past_shapes = [self._heads_and_width(inputs[name]) for name in self._past_names]
-        self._can_keep = _KEEP in {item.name for item in self._session.get_overridable_initializers()}
-
-    def forward(
-        self,
-        input_ids: NDArray[np.int64],
-        attention_mask: NDArray[np.int64],
-        position_ids: NDArray[np.int64],
-        past: Sequence[Any],
-        logits_to_keep: int,
-    ) -> tuple[NDArray[np.float32], list[Any]]:
-        """Run the graph; see ``TextModel``.
+    def open(self, folder: Path, context_tokens: int, exact: bool = False) -> TextModel:
+        """Load a folder.
 
         Args:
-            input_ids: (B, T).
-            attention_mask: (B, P + T).
-            position_ids: (B, T).
-            past: Present of an earlier call, float32 arrays (B, H, P, D), or empty.
-            logits_to_keep: Last positions whose logits are wanted; 0 for all.
+            folder: Exported folder.
+            context_tokens: Tokens that all sequences together will hold; not needed by ONNX Runtime.
+            exact: Whether keys and values are kept in float32 where the runtime would round them.
 
         Returns:
-            ``(logits (B, kept, V), present)``.
+            The model.
         """
-        feeds: dict[str, Any] = dict(zip(_TOKEN_INPUTS, (input_ids, attention_mask, position_ids), strict=True))
-        feeds.update(zip(self._past_names, past or self._empty_past(len(input_ids)), strict=True))
-        if logits_to_keep and self._can_keep:
-            feeds[_KEEP] = np.asarray([logits_to_keep], dtype=np.int64)
-        logits, *present = self._session.run(self._output_names, feeds)
-        return logits[:, -logits_to_keep:], present
-
-    def repeat(self, past: Sequence[Any], batch: int) -> list[Any]:
-        """Give every row of a batch the same past.
-
-        Args:
-            past: Present of a call with one row.
-            batch: B.
-
-        Returns:
-            Copies with B rows.
-        """
-        return [np.repeat(array, batch, axis=0) for array in past]
-
-    def _empty_past(self, batch: int) -> list[NDArray[np.float32]]:
-        return [np.zeros((batch, heads, 0, width), dtype=np.float32) for heads, width in self._past_shapes]
-
-    def _check_names(self, inputs: list[str]) -> None:
-        outputs = {item.name for item in self._session.get_outputs()}
-        wanted = [*_TOKEN_INPUTS, f"{_PAST}0.key"]
-        missing = [name for name in wanted if name not in inputs]
-        missing += [name for name in self._output_names if name not in outputs]
-        unknown = [name for name in inputs if name not in _TOKEN_INPUTS and name not in self._past_names]
-        if missing or unknown:
-            raise ArtifactError(f"{self._source}: not a decoder with a cache; missing {missing}, unknown {unknown}")
-
-    def _heads_and_width(self, item: Any) -> tuple[int, int]:
-        if len(item.shape) != 4 or not isinstance(item.shape[1], int) or not isinstance(item.shape[3], int):
-            raise ArtifactError(f"{self._source}: input {item.name} is {item.shape}, heads and width must be numbers")
-        return item.shape[1], item.shape[3]
+        if self.name == "onnxruntime":
+            return OrtTextModel(folder, self.threads, self.provider)
+        return LlamaTextModel(folder / GGUF, self.threads, context_tokens, "f32" if exact else "f16")
 
 
-class OrtGraph:
-    """A graph held in memory whose inputs are all given the same array, where the provider computes, once for all."""
+def scoring_tokens(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], batch_tokens: int) -> int:
+    """Bound the tokens that scoring label likelihoods holds at a time.
 
-    def __init__(self, graph: bytes, threads: int, provider: str = _CPU) -> None:
-        """Load the graph; errors are those of ``OrtTextModel``.
+    Args:
+        prompts: Token ids.
+        answers: Token ids of each label.
+        batch_tokens: Tokens of one batch.
 
-        Args:
-            graph: Serialized model, weights included.
-            threads: Threads of one operator; operators run one after another.
-            provider: Execution provider that must run the graph.
-        """
-        self._session, self._runtime = _open(graph, threads, provider)
-        # On the CPU a bound value borrows the array's memory, so both have to stay.
-        self._bound: list[Any] = []
-        self._device = "cpu" if provider == _CPU else "cuda"
-
-    def bind(self, array: NDArray[np.float32]) -> Callable[[], None]:
-        """Give every input an array.
-
-        Args:
-            array: What they are given.
-
-        Returns:
-            Function that runs the graph on it and waits until it is done; outputs are left where they are.
-        """
-        binding = self._session.io_binding()
-        value = self._runtime.OrtValue.ortvalue_from_numpy(array, self._device, 0)
-        for item in self._session.get_inputs():
-            binding.bind_ortvalue_input(item.name, value)
-        for item in self._session.get_outputs():
-            binding.bind_output(item.name, "cpu")
-        self._bound.append((value, array))
-        return partial(self._run, binding)
-
-    def _run(self, binding: Any) -> None:
-        self._session.run_with_iobinding(binding)
-
-
-def _open(graph: Path | bytes, threads: int, provider: str) -> tuple[Any, Any]:
-    """Make a session of a file or of a serialized model; returns it and the onnxruntime module."""
-    extra = "onnx" if provider == _CPU else "onnx-gpu"
-    # The two builds share their files, so the other one has to go first.
-    fix = f"run: pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'sieve-edge[{extra}]'"
-    try:
-        runtime = importlib.import_module("onnxruntime")
-    except ImportError as error:
-        raise EnvironmentMissing(f"onnxruntime cannot be imported ({error}); {fix}") from error
-    if provider not in runtime.get_available_providers():
-        raise EnvironmentMissing(f"this onnxruntime has no {provider}; {fix}")
-    place = graph if isinstance(graph, Path) else "graph in memory"
-    if isinstance(graph, Path) and not graph.is_file():
-        raise ArtifactError(f"{place}: missing; run the export again")
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = _LOG_ERRORS
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        source = str(graph) if isinstance(graph, Path) else graph
-        session = runtime.InferenceSession(source, options, providers=[provider])
-    except Exception as error:  # onnxruntime's own errors share no narrower base
-        raise ArtifactError(f"{place}: onnxruntime cannot load it ({' '.join(str(error).split())[:300]})") from error
-    # A provider that fails to start is replaced with a log line only: what the session says is what counts.
-    if provider not in session.get_providers():
-        raise EnvironmentMissing(f"{provider} does not start here, got {session.get_providers()}; {fix}")
-    return session, runtime
+    Returns:
+        Number of tokens.
+    """
+    longest = max(map(len, prompts))
+    # A prefix, a batch, and one more token for each of its rows and each further token of an answer.
+    return longest + max(longest, batch_tokens) * max(map(len, answers))

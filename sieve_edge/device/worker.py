@@ -16,8 +16,8 @@ import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
 from sieve_edge.config import PositiveInt, Strict
-from sieve_edge.device.reference import REFERENCE, max_reference_difference
-from sieve_edge.device.runtimes import OrtTextModel
+from sieve_edge.device.reference import REFERENCE, drift, reference_tokens
+from sieve_edge.device.runtimes import Runtime, scoring_tokens
 from sieve_edge.device.times import TimedMatrix
 from sieve_edge.device.timing import time_models, timed_decode, timed_prefill
 from sieve_edge.errors import ArtifactError, ConfigError, EnvironmentMissing, SieveError
@@ -29,8 +29,13 @@ Tokens = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
 
 class _Job(Strict):
+    runtime: str
     threads: PositiveInt
     provider: str
+
+    def opener(self) -> Runtime:
+        """Say how folders are run."""
+        return Runtime(self.runtime, self.threads, self.provider)
 
 
 class ScoreJob(_Job):
@@ -65,10 +70,11 @@ class MemoryJob(_Job):
 
 
 class ReferenceJob(_Job):
-    """Compare with the inputs and logits that the export stored."""
+    """Compare with the inputs and logits that the export stored; loading alone shows that the runtime can."""
 
     job: Literal["reference"]
     folder: Path
+    exact: bool
 
 
 class ProfileJob(_Job):
@@ -129,7 +135,7 @@ def do_job(text: str) -> dict[str, Any]:
 
 
 def _score(job: ScoreJob) -> dict[str, Any]:
-    model = OrtTextModel(job.folder, job.threads, job.provider)
+    model = job.opener().open(job.folder, scoring_tokens(job.prompts, job.answers, job.batch_tokens))
     scores_NK = label_log_likelihoods(model, job.prompts, job.answers, job.batch_tokens, _reporter(len(job.prompts)))
     broken = int((~np.isfinite(scores_NK)).sum())
     if broken:
@@ -138,7 +144,9 @@ def _score(job: ScoreJob) -> dict[str, Any]:
 
 
 def _time(job: TimeJob) -> dict[str, Any]:
-    models = {name: OrtTextModel(folder, job.threads, job.provider) for name, folder in job.folders.items()}
+    # The pasts of two repeats are there at a time.
+    tokens = 2 * (len(job.prompt) + max(job.decode_tokens, job.answer_tokens))
+    models = {name: job.opener().open(folder, tokens) for name, folder in job.folders.items()}
     timings = time_models(
         models,
         job.prompt,
@@ -153,7 +161,7 @@ def _time(job: TimeJob) -> dict[str, Any]:
 
 def _memory(job: MemoryJob) -> dict[str, Any]:
     baseline_mib = _memory_mib("VmRSS")
-    model = OrtTextModel(job.folder, job.threads, job.provider)
+    model = job.opener().open(job.folder, len(job.prompt) + job.answer_tokens)
     _, token, past = timed_prefill(model, job.prompt)
     timed_decode(model, token, past, len(job.prompt), job.answer_tokens - 1)
     _reporter(1)(1)
@@ -161,12 +169,12 @@ def _memory(job: MemoryJob) -> dict[str, Any]:
 
 
 def _reference(job: ReferenceJob) -> dict[str, Any]:
-    model = OrtTextModel(job.folder, job.threads, job.provider)
-    difference = max_reference_difference(model, job.folder / REFERENCE)
-    if not np.isfinite(difference):
+    file = job.folder / REFERENCE
+    measured = drift(job.opener().open(job.folder, reference_tokens(file), job.exact), file)
+    if not np.isfinite(measured.max_difference):
         raise ArtifactError(f"{job.folder}: a logit of the reference inputs is not finite")
     _reporter(1)(1)
-    return {"max_difference": difference}
+    return asdict(measured)
 
 
 def _profile(job: ProfileJob) -> dict[str, Any]:

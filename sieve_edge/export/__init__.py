@@ -1,13 +1,12 @@
-"""Writes a dense and a pruned model as ONNX folders, and proves in ONNX Runtime that they compute the same."""
+"""Writes a dense and a pruned model as folders for a target's runtime, and proves there that they compute the same."""
 
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sieve_edge.export.check import check_folder
-from sieve_edge.export.folder import write_companions
-from sieve_edge.export.write import write_graph
+from sieve_edge.config import Target
+from sieve_edge.device.runtimes import WEIGHTS
 from sieve_edge.protocols import Progress
 
 EXPORT_STEPS = 6
@@ -15,9 +14,16 @@ EXPORT_STEPS = 6
 
 
 def export(
-    dense: Any, sieved: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], out: Path, progress: Progress
-) -> dict[str, Any]:
-    """Write ``out/dense`` and ``out/pruned``, each a folder for onnxruntime, optimum and onnxruntime-genai.
+    dense: Any,
+    sieved: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    name: str,
+    target: Target,
+    out: Path,
+    progress: Progress,
+) -> tuple[dict[str, Any], list[str]]:
+    """Write ``out/dense`` and ``out/pruned``, each a folder for the target's runtime.
 
     Reads nothing. May be interrupted: what it has written is incomplete without the caller's manifest, and is
     written anew. Costs about ten seconds and one copy of the largest weight per model.
@@ -26,24 +32,35 @@ def export(
         dense: transformers model in evaluation mode, float32 on the CPU, eager attention.
         sieved: The same with factored linears.
         tokenizer: Their fast tokenizer.
-        prompts: Token ids that the reference is made of, at least one prompt.
+        prompts: Texts that the reference is made of, at least one.
+        name: The model's name, for people.
+        target: Format and quantization.
         out: Folder that gets both folders.
         progress: Called once for each of ``EXPORT_STEPS``.
 
     Returns:
-        Each of ``max_logit_difference``, ``size_mib``, ``nodes`` and ``seconds`` for ``dense`` and ``pruned``.
+        ``(metrics, fallbacks)``; each metric for ``dense`` and ``pruned``.
     """
-    metrics: dict[str, Any] = {"max_logit_difference": {}, "size_mib": {}, "nodes": {}, "seconds": {}}
-    for name, model in (("dense", dense), ("pruned", sieved)):
+    metrics: dict[str, Any] = {"size_mib": {}, "seconds": {}}
+    fallbacks: list[str] = []
+    for kind, model in (("dense", dense), ("pruned", sieved)):
         started = time.perf_counter()
-        folder = out / name
+        folder = out / kind
         folder.mkdir(parents=True, exist_ok=True)
-        metrics["nodes"][name] = write_graph(model, folder)
-        progress(1)
-        write_companions(model, tokenizer, folder)
-        progress(1)
-        metrics["max_logit_difference"][name] = check_folder(model, prompts, folder)
-        progress(1)
-        metrics["size_mib"][name] = sum(file.stat().st_size for file in folder.glob("model.onnx*")) / 2**20
-        metrics["seconds"][name] = time.perf_counter() - started
-    return metrics
+        if target.format == "gguf":
+            from sieve_edge.export.gguf_folder import write_gguf_folder
+
+            title = name if kind == "dense" else f"{name} pruned"
+            measured, changed = write_gguf_folder(
+                model, tokenizer, prompts, title, target.quantization, folder, progress
+            )
+            fallbacks += [f"{kind}: {tensor}" for tensor in changed]
+        else:
+            from sieve_edge.export.onnx_folder import write_onnx_folder
+
+            measured = write_onnx_folder(model, tokenizer, prompts, folder, progress)
+        for metric, value in measured.items():
+            metrics.setdefault(metric, {})[kind] = value
+        metrics["size_mib"][kind] = sum(file.stat().st_size for file in folder.glob(WEIGHTS)) / 2**20
+        metrics["seconds"][kind] = time.perf_counter() - started
+    return metrics, fallbacks

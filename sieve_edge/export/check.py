@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from sieve_edge.device.reference import REFERENCE, max_reference_difference, write_reference
-from sieve_edge.device.runtimes import OrtTextModel
+from sieve_edge.device.ort import OrtTextModel
+from sieve_edge.device.reference import REFERENCE, drift, write_reference
 from sieve_edge.errors import ArtifactError
 from sieve_edge.model.flat import TorchTextModel
 from sieve_edge.protocols import Float32, TextModel
@@ -33,10 +33,8 @@ def check_folder(model: Any, prompts: Sequence[Sequence[int]], folder: Path) -> 
     expected = TorchTextModel(model, "cpu")
     write_reference(expected, prompts, folder / REFERENCE)
     exported = OrtTextModel(folder, torch.get_num_threads())
-    uncached = [
-        float(np.abs(_all_logits(expected, prompt) - _all_logits(exported, prompt)).max()) for prompt in prompts
-    ]
-    worst = float(np.max([max_reference_difference(exported, folder / REFERENCE), *uncached]))
+    uncached = [float(np.abs(all_logits(expected, prompt) - all_logits(exported, prompt)).max()) for prompt in prompts]
+    worst = float(np.max([drift(exported, folder / REFERENCE).max_difference, *uncached]))
     # Written so that a difference that is not a number fails too.
     if not worst <= MAX_DIFFERENCE:
         raise ArtifactError(
@@ -46,7 +44,16 @@ def check_folder(model: Any, prompts: Sequence[Sequence[int]], folder: Path) -> 
     return worst
 
 
-def _all_logits(model: TextModel, prompt: Sequence[int]) -> Float32:
+def all_logits(model: TextModel, prompt: Sequence[int]) -> Float32:
+    """Run one prompt without a cache.
+
+    Args:
+        model: Model in any runtime.
+        prompt: Token ids.
+
+    Returns:
+        Logits of every position, (1, T, V).
+    """
     ids = np.asarray([prompt], dtype=np.int64)
     logits, _ = model.forward(ids, np.ones_like(ids), np.arange(ids.shape[1])[None], [], 0)
     return logits

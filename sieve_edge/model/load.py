@@ -2,12 +2,15 @@
 
 import contextlib
 import copy
+import functools
 import io
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import gguf
 import torch
 from safetensors import SafetensorError
 from torch import nn
@@ -67,16 +70,35 @@ def load_model(source: ModelSource, device: str) -> LoadedModel:
     if source.gguf:
         extra = {"gguf_file": source.gguf}
     _quiet()
+    # transformers parses a GGUF file anew for the configuration, the tokenizer and the weights; once is enough.
+    with mock.patch("gguf.GGUFReader", functools.lru_cache(maxsize=1)(gguf.GGUFReader)):
+        config = _load_config(source, extra)
+        model, tokenizer = _load_parts(source, config, extra)
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(f"model '{source.reference}': its tokenizer has no fast version (tokenizer.json)")
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise ModelError(f"model '{source.reference}': weight {name} has values that are not finite")
+    model = model.to(device).eval().requires_grad_(False)
+    specs = tuple(find_matrices(model, config.model_type))
+    return LoadedModel(source, model, tokenizer, specs)
+
+
+def _load_config(source: ModelSource, extra: dict[str, Any]) -> Any:
     try:
         config = AutoConfig.from_pretrained(source.folder, **extra)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"model '{source.reference}': cannot read its configuration ({_first_line(error)})") from error
     if config.model_type not in known_architectures():
         find_matrices(nn.Module(), config.model_type)
+    return config
+
+
+def _load_parts(source: ModelSource, config: Any, extra: dict[str, Any]) -> tuple[Any, Any]:
     try:
         tokenizer = _tokenizer_class(source).from_pretrained(source.folder, **extra)
         if source.gguf:
-            extra["quantization_config"] = GgufConfig(dequantize=True)
+            extra = {**extra, "quantization_config": GgufConfig(dequantize=True)}
         # transformers draws a bar of its own for a GGUF, which a log cannot show.
         with contextlib.redirect_stderr(io.StringIO()):
             model = AutoModelForCausalLM.from_pretrained(
@@ -86,14 +108,7 @@ def load_model(source: ModelSource, device: str) -> LoadedModel:
         raise ModelError(
             f"model '{source.reference}': cannot load it ({_first_line(error)}); is the download complete?"
         ) from error
-    if not getattr(tokenizer, "is_fast", False):
-        raise ModelError(f"model '{source.reference}': its tokenizer has no fast version (tokenizer.json)")
-    for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
-            raise ModelError(f"model '{source.reference}': weight {name} has values that are not finite")
-    model = model.to(device).eval().requires_grad_(False)
-    specs = tuple(find_matrices(model, config.model_type))
-    return LoadedModel(source, model, tokenizer, specs)
+    return model, tokenizer
 
 
 def empty_model(config: Any) -> Any:

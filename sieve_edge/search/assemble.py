@@ -26,8 +26,9 @@ from sieve_edge.task.divergence import answer_greedily
 from sieve_edge.task.examples import Example, label_ids
 from sieve_edge.task.likelihood import prefix_and_tails
 
-BYTES_PER_PARAM = 4.0
-"""Weights are exported in float32."""
+_Q6_K = 210 / 256
+BYTES_PER_PARAM = {"F32": 4.0, "F16": 2.0, "Q8_0": 34 / 32, "Q5_K_M": _Q6_K, "Q4_K_M": _Q6_K, "Q4_0": _Q6_K}
+"""Bytes of one weight by the target's quantization; of mixtures the largest type, so that a size is never exceeded."""
 
 MakeExecutor = Callable[[LoadedModel, ProjectionBank, ScoringData, Progress], Executor]
 
@@ -49,20 +50,25 @@ def search_space(loaded: LoadedModel, target: Target, recipe: Recipe) -> SearchS
 
 
 def search_budgets(
-    space: SearchSpace, recipe: SearchRecipe, times: TimeTable | None = None, answer_tokens: int = 1
+    space: SearchSpace,
+    recipe: SearchRecipe,
+    quantization: str = "F32",
+    times: TimeTable | None = None,
+    answer_tokens: int = 1,
 ) -> list[Budget]:
     """Turn the user's limits into budgets.
 
     Args:
         space: Search space.
         recipe: Limits.
+        quantization: The target's.
         times: The target's time table; needed where a time is limited.
         answer_tokens: Tokens of the longest answer; the prompt gives the first.
 
     Returns:
         A budget for each limit that is set; one that no plan can meet is a ``LimitMissed``.
     """
-    mib = BYTES_PER_PARAM / 2**20
+    mib = BYTES_PER_PARAM[quantization] / 2**20
     wanted = (("max_params", recipe.max_params, 1.0, "parameters"), ("max_size_mib", recipe.max_size_mib, mib, "MiB"))
     budgets = [
         params_budget(name, space.storage, each, space.other_params * each, limit, unit)

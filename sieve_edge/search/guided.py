@@ -11,6 +11,7 @@ import numpy as np
 
 from sieve_edge.config import GuidedRecipe
 from sieve_edge.model.bank import ProjectionBank
+from sieve_edge.model.levels import Ranks
 from sieve_edge.progress import Progress
 from sieve_edge.search.budgets import Budget, params_budget
 from sieve_edge.search.candidates import Candidates
@@ -104,7 +105,7 @@ def guide(
     while high - low > jump:
         middle = (low + high) // 2
         chromosome = ladder.plan(middle)
-        good = chromosome is not None and candidates.verdicts([space.ranks(chromosome)])[0].feasible
+        good = chromosome is not None and _promising(candidates, space.ranks(chromosome), refit)
         low, high = (middle, high) if good else (low, middle)
     target, failed = low + jump, nothing_left
     reached: _Reached | None = None
@@ -116,6 +117,14 @@ def guide(
             reached, low, target = found, target, target + 1
         else:
             failed, target = target, (low + target) // 2
+
+
+def _promising(candidates: Candidates, ranks: Ranks, refit: bool) -> bool:
+    """Say whether to go on to smaller plans; where refit follows, the loss itself counts and not its interval."""
+    verdict = candidates.verdicts([ranks])[0]
+    if not refit:
+        return verdict.feasible
+    return not verdict.collapsed and verdict.loss <= candidates.acceptance.tolerance
 
 
 class _Reached(NamedTuple):

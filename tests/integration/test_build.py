@@ -15,7 +15,16 @@ from tests.pico import FAMILIES
 
 QUICK = ("--set", "calibration_tokens=1500", "--set", "threads=1", "--set", "learn.fisher_prompts=64")
 KEYS = (
-    *("passed", "artifact", "report", "workload.prompt_tokens", "workload.answer_tokens", "max_logit_difference"),
+    *(
+        "passed",
+        "artifact",
+        "report",
+        "workload.prompt_tokens",
+        "workload.answer_tokens",
+        "drift.max_difference",
+        "drift.kl",
+        "drift.top1",
+    ),
     *("kept_fraction.linears", "kept_fraction.model", "accuracy.majority", "seconds.calibrate", "seconds.validate"),
     *("loss.test", "loss.transfer", "loss.interval95", "size_mib.source", "size_mib.dense", "size_mib.pruned"),
     *("peak_memory_mib.dense", "peak_memory_mib.pruned"),
@@ -62,7 +71,7 @@ def test_every_family_ends_in_an_artifact_that_keeps_the_task(built, family):
     assert result["kept_fraction"]["linears"] < 1.0
     assert result["loss"]["selection"] <= 0.05 + 1e-9
     assert result["accuracy"]["dense"]["test"]["corrected"] > 0.8
-    assert result["max_logit_difference"] <= 5e-3
+    assert result["drift"]["max_difference"] <= 5e-3
     assert result["fallbacks"] == []
     assert (Path(result["artifact"]) / "model.onnx").is_file()
     assert Path(result["report"]).is_file()

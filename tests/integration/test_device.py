@@ -11,8 +11,8 @@ import numpy as np
 import psutil
 import pytest
 
+from sieve_edge.device.ort import OrtTextModel
 from sieve_edge.device.process import run_worker
-from sieve_edge.device.runtimes import OrtTextModel
 from sieve_edge.errors import ArtifactError, ConfigError, EnvironmentMissing, SieveError
 from sieve_edge.task.likelihood import label_log_likelihoods
 from tests.tiny_onnx import WORDS, build_graph, onnx, write_folder

@@ -23,13 +23,13 @@ from transformers import (
     Qwen3Config,
 )
 
-from sieve_edge.device.reference import REFERENCE, max_reference_difference, write_reference
-from sieve_edge.device.runtimes import OrtTextModel
+from sieve_edge.device.ort import OrtTextModel
+from sieve_edge.device.reference import REFERENCE, drift, write_reference
 from sieve_edge.errors import ArtifactError
 from sieve_edge.export import export
 from sieve_edge.export.check import check_folder
+from sieve_edge.export.to_onnx import write_graph
 from sieve_edge.export.weights import account, parameters_of
-from sieve_edge.export.write import write_graph
 from sieve_edge.model.factored import FactoredLinear, install_
 from sieve_edge.model.flat import TorchTextModel
 from sieve_edge.model.matrices import count_params, find_matrices
@@ -236,20 +236,22 @@ def test_reference_is_replayed_without_torch(tmp_path):
     model = make_model("llama", "dense")
     write_graph(model, tmp_path)
     write_reference(TorchTextModel(model, "cpu"), PROMPTS, tmp_path / REFERENCE)
-    assert 0.0 < max_reference_difference(OrtTextModel(tmp_path, 1), tmp_path / REFERENCE) < 1e-4
+    assert 0.0 < drift(OrtTextModel(tmp_path, 1), tmp_path / REFERENCE).max_difference < 1e-4
     with np.load(tmp_path / REFERENCE, allow_pickle=False) as stored:
         assert stored["tokens"].shape == (3, 16)
         assert stored["logits"].shape == (3, 17, VOCABULARY)
     (tmp_path / REFERENCE).write_bytes(b"PK")
     with pytest.raises(ArtifactError, match="not a reference"):
-        max_reference_difference(OrtTextModel(tmp_path, 1), tmp_path / REFERENCE)
+        drift(OrtTextModel(tmp_path, 1), tmp_path / REFERENCE)
 
 
 @pytest.mark.parametrize("family", CONFIGS)
 def test_folder_has_what_others_load(family, tmp_path):
     steps: list[int] = []
     dense, sieved = make_model(family, "dense"), make_model(family, "pair")
-    metrics = export(dense, sieved, make_tokenizer(), PROMPTS, tmp_path, steps.append)
+    target = load_target("x86-cpu")
+    metrics, fallbacks = export(dense, sieved, make_tokenizer(), TEXTS, "tiny", target, tmp_path, steps.append)
+    assert fallbacks == []
     assert steps == [1] * 6
     assert metrics["size_mib"]["pruned"] < metrics["size_mib"]["dense"]
     for name in ("dense", "pruned"):

@@ -13,8 +13,8 @@ from sieve_edge.artifacts import PruningPlan, read_manifest, read_plan
 from sieve_edge.config import Recipe
 from sieve_edge.errors import ArtifactError
 from sieve_edge.export.check import check_folder
+from sieve_edge.export.to_onnx import write_graph
 from sieve_edge.export.weights import parameters_of
-from sieve_edge.export.write import write_graph
 from sieve_edge.files import read_json, read_jsonl
 from sieve_edge.fuse import fuse, install_plan_, load_fused
 from sieve_edge.model.bank import ProjectionBank, write_nested

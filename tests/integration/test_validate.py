@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 
 from sieve_edge import validate as stage
+from sieve_edge.device.checks import make_checks
+from sieve_edge.device.ort import OrtTextModel
 from sieve_edge.device.process import run_worker
-from sieve_edge.device.runtimes import OrtTextModel
 from sieve_edge.errors import ArtifactError
 from sieve_edge.files import read_json
 from sieve_edge.progress import Progress
 from sieve_edge.report.markdown import write_report
 from sieve_edge.task.evaluate import balanced_accuracy
 from sieve_edge.task.likelihood import label_log_likelihoods
-from sieve_edge.validate import make_checks, validate, workload_prompt
+from sieve_edge.validate import validate, workload_prompt
 from tests.tiny_onnx import WORDS, make_examples, make_target, make_task, write_folder
 
 ANSWERS = [[WORDS.index("negative")], [WORDS.index("positive")]]
@@ -71,7 +72,7 @@ def test_validate_reports_every_figure(folders, tmp_path):
     assert speed["pruned"]["speed_ratio"] > 1.5
     assert result["size_mib"]["pruned"] == (folders["pruned"] / "model.onnx").stat().st_size / 2**20
     assert result["size_mib"]["source"] == 123.0
-    assert result["max_logit_difference"] <= 5e-3
+    assert result["drift"]["max_difference"] <= 5e-3
     checks = {check["name"]: check for check in result["checks"]}
     assert checks["faster"]["passed"]
     assert checks["file_size_mib"]["passed"]
@@ -126,7 +127,7 @@ def test_checks_follow_the_limits():
         "peak_memory_mib": {"pruned": 50.0},
         "size_mib": {"pruned": 5.0},
         "loss": {"test": 0.05},
-        "max_logit_difference": 6e-3,
+        "drift": {"max_difference": 6e-3, "kl": 0.0, "kl_limit": None},
     }
     checks = make_checks(result, make_target(time_per_token_p95_ms=3.0, time_to_first_token_ms=8.9), 0.05)
     passed = {check["name"]: check["passed"] for check in checks}
@@ -172,7 +173,8 @@ def test_validate_runs_where_torch_is_not_installed(folders, tmp_path):
         from sieve_edge.report.markdown import write_report
         from sieve_edge.config import Target, Task
         from sieve_edge.task.examples import Example
-        from sieve_edge.validate import validate
+        from sieve_edge.device.checks import make_checks
+from sieve_edge.validate import validate
         pruned, dense, task, target, out = sys.argv[1:]
         task, target, out = Task.model_validate_json(task), Target.model_validate_json(target), Path(out)
         rows = [Example("x", f"Review: {word} Mood:", label) for word, label in (("fine", 1), ("dull", 0))] * 2

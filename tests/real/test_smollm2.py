@@ -48,7 +48,7 @@ def test_the_checkpoint_generates_the_same_text_as_the_exported_folder(run):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     import sieve_edge.model.hf  # noqa: F401 (registers the checkpoint with transformers)
-    from sieve_edge.device.runtimes import OrtTextModel
+    from sieve_edge.device.ort import OrtTextModel
 
     folder, _ = run
     model = AutoModelForCausalLM.from_pretrained(folder / "fuse", dtype=torch.float32).eval()

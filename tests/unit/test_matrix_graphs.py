@@ -10,8 +10,8 @@ import torch
 from onnx import numpy_helper
 
 from sieve_edge.device.matrix_graphs import SPARE_NUMBERS, MatrixGraph
+from sieve_edge.device.ort import OrtGraph
 from sieve_edge.device.profile import machine_facts
-from sieve_edge.device.runtimes import OrtGraph
 from sieve_edge.model.factored import FactoredLinear, factored_params
 
 IN, RANK = 24, 8

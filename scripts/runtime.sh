@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# Builds llama-cpp-python with a llama.cpp that loads factored weights, once per machine, and prints the wheel's path.
+#
+#   scripts/runtime.sh
+#
+# PYTHON   interpreter with pip that builds it (default: .venv/bin/python)
+# NATIVE   ON (default) uses every instruction of this processor; OFF for a wheel that must run on others
+# JOBS     compilers at a time (default: as many as there are cores)
+#
+# The wheel lies under ${XDG_CACHE_HOME:-~/.cache}/sieve-edge/runtime, in a folder named after the hash of the source,
+# the patches, the options and, for NATIVE=ON, the processor.
+set -Eeuo pipefail
+cd "$(dirname "$0")/.."
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
+
+readonly python=${PYTHON:-.venv/bin/python} native=${NATIVE:-ON} patches=docker/llama.cpp
+readonly options="-DGGML_NATIVE=$native -DLLAMA_BUILD_COMMON=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_TESTS=OFF \
+-DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAVA_BUILD=OFF"
+
+say() { printf 'runtime: %s\n' "$*" >&2; }
+fail() { say "$*"; exit 5; }
+
+processor() { # what NATIVE=ON depends on
+    uname -m
+    if [[ $native == ON ]]; then grep -m1 -E '^(flags|Features)' /proc/cpuinfo || true; fi
+}
+
+key() {
+    { cat $patches/requirement.txt $patches/*.patch constraints.txt && echo "$options" && processor; } | sha256sum | cut -c1-16
+}
+
+apply() { # PATCH FOLDER: exactly, or not at all
+    patch --quiet --strip=1 --fuzz=0 --directory="$2" <"$patches/$1" >&2 \
+        || fail "$1 does not fit this source; it is made for $(grep -o '^llama.*[^ \\]' $patches/requirement.txt)"
+}
+
+build() { # FOLDER: leaves one wheel there
+    local work
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' RETURN
+    say "fetching the source"
+    "$python" -m pip download -qq --no-deps --no-binary :all: --require-hashes -r $patches/requirement.txt -d "$work/sdist" >&2
+    tar -xzf "$work"/sdist/*.tar.gz -C "$work"
+    local source
+    source=$(compgen -G "$work/llama_cpp_python-*")
+    apply sdist.patch "$source"
+    apply factored-weights.patch "$source/vendor/llama.cpp"
+    cp $patches/LICENSE "$source/llama_cpp/LICENSE.llama.cpp"
+    say "compiling llama.cpp, minutes"
+    PIP_CONSTRAINT=$PWD/constraints.txt CMAKE_ARGS=$options CMAKE_BUILD_PARALLEL_LEVEL=${JOBS:-$(nproc)} \
+        "$python" -m pip wheel -qq --no-deps -w "$1" "$source" >&2
+}
+
+main() {
+    local cache folder wheel
+    for tool in cmake gcc patch; do
+        command -v "$tool" >/dev/null || fail "$tool is missing; on Debian: apt-get install cmake gcc g++ patch"
+    done
+    cache=${XDG_CACHE_HOME:-$HOME/.cache}/sieve-edge/runtime
+    folder=$cache/$(key)
+    if ! wheel=$(compgen -G "$folder/*.whl"); then
+        mkdir -p "$cache"
+        # Made beside its place and moved there whole: an interrupted build leaves nothing that looks finished.
+        local making
+        making=$(mktemp -d "$cache/making.XXXXXX")
+        build "$making"
+        rm -rf "$folder" && mv "$making" "$folder"
+        wheel=$(compgen -G "$folder/*.whl")
+        say "built in $SECONDS s: $wheel"
+    fi
+    echo "$wheel"
+}
+
+main "$@"

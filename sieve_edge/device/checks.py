@@ -1,0 +1,70 @@
+"""Compares what was measured with what the target and the task ask for."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sieve_edge.config import Target
+from sieve_edge.device.reference import DRIFT
+from sieve_edge.files import read_json
+
+MAX_LOGIT_DIFFERENCE = 5e-3
+"""Largest absolute difference from the reference logits, float32."""
+
+KL_FACTOR, KL_MARGIN = 2.0, 0.01
+"""How much further a quantized artifact may drift from PyTorch on the device than where it was exported; nats."""
+
+_UNITS = {"ms": "ms", "mib": "MiB"}
+
+
+def make_checks(result: Mapping[str, Any], target: Target, tolerance: float) -> list[dict[str, Any]]:
+    """Compare what was measured with what was asked.
+
+    Args:
+        result: Figures of ``validate``.
+        target: Device and limits.
+        tolerance: Allowed relative loss on the test split.
+
+    Returns:
+        One ``{name, measured, limit, unit, passed}`` for each check; a limit that the target leaves out has none.
+    """
+    pruned, dense = result["timing"]["pruned"], result["timing"]["dense"]
+    measured = {
+        **pruned,
+        "peak_memory_mib": result["peak_memory_mib"]["pruned"],
+        "file_size_mib": result["size_mib"]["pruned"],
+    }
+    checks = [
+        _check("loss_test", result["loss"]["test"], tolerance, "fraction"),
+        _drift_check(result["drift"]),
+        _check("faster", pruned["time_per_answer_ms"], dense["time_per_answer_ms"], "ms"),
+    ]
+    checks[-1]["passed"] = pruned["time_per_answer_ms"] < dense["time_per_answer_ms"]
+    for name, limit in target.limits.model_dump(exclude_none=True).items():
+        checks.append(_check(name, measured[name], limit, _UNITS[name.rsplit("_", 1)[1]]))
+    return checks
+
+
+def kl_limit(artifact: Path, target: Target) -> float | None:
+    """Say how far a quantized artifact may drift from PyTorch: as far as where it was made, and a little more.
+
+    Args:
+        artifact: Exported folder.
+        target: Its target.
+
+    Returns:
+        Nats; None for float32, whose logits are compared instead.
+    """
+    if target.quantization == "F32":
+        return None
+    return KL_FACTOR * float(read_json(artifact / DRIFT)["kl"]) + KL_MARGIN
+
+
+def _drift_check(drift: Mapping[str, Any]) -> dict[str, Any]:
+    if drift["kl_limit"] is None:
+        return _check("max_logit_difference", drift["max_difference"], MAX_LOGIT_DIFFERENCE, "logits")
+    return _check("kl_from_pytorch", drift["kl"], drift["kl_limit"], "nats")
+
+
+def _check(name: str, measured: float, limit: float, unit: str) -> dict[str, Any]:
+    return {"name": name, "measured": measured, "limit": limit, "unit": unit, "passed": measured <= limit}

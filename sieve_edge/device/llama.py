@@ -1,0 +1,290 @@
+"""A GGUF file on llama.cpp, behind the ``TextModel`` protocol; the only importer of llama_cpp, and only when used.
+
+Dimension key: B batch, P past tokens, T new tokens, V vocabulary.
+"""
+
+import ctypes
+import importlib
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sieve_edge.errors import ArtifactError, EnvironmentMissing
+
+GGUF = "model.gguf"
+FACTORED = b".fac_b.weight"
+MAX_SEQUENCES = 256
+"""llama.cpp's own limit of sequences in one context."""
+
+PATCHED = "+factored"
+"""Part of the version of a llama-cpp-python that was built with docker/llama.cpp/factored-weights.patch."""
+
+_BATCH_TOKENS = 2048
+_HEADER_BYTES = 2**26
+_ERROR_LEVEL = 4
+_FIX_MISSING = "run: make runtime, or pip install 'sieve-edge[gguf]' for files that stock llama.cpp loads"
+
+
+@dataclass(frozen=True)
+class _Past:
+    """A view of sequences in the context's memory; what was added after ``lengths`` does not belong to it."""
+
+    rows: "_Rows"
+    lengths: tuple[int, ...]
+
+
+@dataclass(eq=False)
+class _Rows:
+    """Sequences that one batch owns; their memory is given back when nothing refers to them any more."""
+
+    ids: tuple[int, ...]
+    filled: tuple[int, ...]
+
+
+class LlamaTextModel:
+    """A GGUF file in llama.cpp.
+
+    The past lives in the context's memory, not in the caller's: continuing one past twice takes back what the first
+    continuation added, so the present that it returned is void. ``repeat`` copies.
+    """
+
+    def __init__(self, file: Path, threads: int, context_tokens: int, cache: str = "f16") -> None:
+        """Load the model and make a context.
+
+        Args:
+            file: GGUF file.
+            threads: Threads for prompts and for single tokens alike.
+            context_tokens: Tokens that all sequences together may hold.
+            cache: Type of the key/value cache, ``"f16"`` (llama.cpp's default) or ``"f32"``.
+
+        Raises:
+            ArtifactError: If the file is missing or cannot be loaded.
+        """
+        self._api = runtime()
+        self._log = _Log(self._api)
+        if not file.is_file():
+            raise ArtifactError(f"{file}: missing; run the export again")
+        model_params = self._api.llama_model_default_params()
+        model_params.n_gpu_layers = 0
+        self._model = self._api.llama_model_load_from_file(str(file).encode(), model_params)
+        if not self._model:
+            raise _load_error(file, self._log.text(), self._api.__version__)
+        self._vocab = self._api.llama_model_get_vocab(self._model)
+        self._tokens_V = self._api.llama_vocab_n_tokens(self._vocab)
+        params = self._api.llama_context_default_params()
+        params.n_ctx = context_tokens
+        params.n_batch = min(context_tokens, _BATCH_TOKENS)
+        params.n_outputs_max_per_seq = 0
+        params.n_seq_max = MAX_SEQUENCES
+        params.kv_unified = True
+        params.n_threads = params.n_threads_batch = threads
+        params.type_k = params.type_v = {"f32": self._api.GGML_TYPE_F32, "f16": self._api.GGML_TYPE_F16}[cache]
+        self._batch_tokens = params.n_batch
+        self._context = self._api.llama_init_from_model(self._model, params)
+        weakref.finalize(self, _close, self._api, self._context, self._model)
+        if not self._context:
+            raise ArtifactError(
+                f"{file}: llama.cpp cannot make a context of {context_tokens} tokens: {self._log.text()}"
+            )
+        self._memory = self._api.llama_get_memory(self._context)
+        self._free = set(range(MAX_SEQUENCES))
+
+    def forward(
+        self,
+        input_ids: NDArray[np.int64],
+        attention_mask: NDArray[np.int64],
+        position_ids: NDArray[np.int64],
+        past: Sequence[Any],
+        logits_to_keep: int,
+    ) -> tuple[NDArray[np.float32], list[Any]]:
+        """Run the model; see ``TextModel``.
+
+        Args:
+            input_ids: (B, T).
+            attention_mask: (B, P + T); what it masks is not run, and its logits are zeros.
+            position_ids: (B, T).
+            past: Present of an earlier call, or empty.
+            logits_to_keep: Last positions whose logits are wanted; 0 for all.
+
+        Returns:
+            ``(logits (B, kept, V), present)``.
+        """
+        batch, width = input_ids.shape
+        view: _Past = past[0] if past else self._new(batch)
+        self._take_back(view)
+        real_BT = attention_mask[:, -width:].astype(bool)
+        kept = logits_to_keep or width
+        wanted_BT = real_BT & (np.arange(width) >= width - kept)
+        logits = np.zeros((batch, width, self._tokens_V), dtype=np.float32)
+        # Row by row, so that a part that is too long for one call ends between tokens of one row.
+        places = np.argwhere(real_BT)
+        sequences = np.asarray(view.rows.ids, dtype=np.int32)[places[:, 0]]
+        for start in range(0, len(places), self._batch_tokens):
+            part = slice(start, start + self._batch_tokens)
+            rows, columns = places[part].T
+            outputs = wanted_BT[rows, columns]
+            found = self._decode(input_ids[rows, columns], position_ids[rows, columns], sequences[part], outputs)
+            logits[rows[outputs], columns[outputs]] = found
+        lengths = tuple(int(length) for length in np.asarray(view.lengths) + real_BT.sum(1))
+        view.rows.filled = lengths
+        return logits[:, width - kept :], [_Past(view.rows, lengths)]
+
+    def repeat(self, past: Sequence[Any], batch: int) -> list[Any]:
+        """Give every row of a batch the same past.
+
+        Args:
+            past: Present of a call with one row.
+            batch: B.
+
+        Returns:
+            Copies with B rows; cells of the cache are shared, not copied.
+        """
+        view: _Past = past[0]
+        copies = self._new(batch)
+        for sequence in copies.rows.ids:
+            self._api.llama_memory_seq_cp(self._memory, view.rows.ids[0], sequence, 0, view.lengths[0])
+        copies.rows.filled = view.lengths * batch
+        return [_Past(copies.rows, view.lengths * batch)]
+
+    def encode(self, text: str) -> list[int]:
+        """Tokenize as llama.cpp's users do, with the start token where the file says so.
+
+        Args:
+            text: Any text.
+
+        Returns:
+            Token ids.
+        """
+        data = text.encode()
+        ids = (ctypes.c_int32 * (len(data) + 8))()
+        count = self._api.llama_tokenize(self._vocab, data, len(data), ids, len(ids), True, False)
+        return list(ids[:count])
+
+    def _new(self, batch: int) -> _Past:
+        if batch > len(self._free):
+            raise ArtifactError(f"llama.cpp: a batch of {batch} rows, only {len(self._free)} sequences are free")
+        ids = tuple(sorted(self._free)[:batch])
+        self._free.difference_update(ids)
+        rows = _Rows(ids, (0,) * batch)
+        weakref.finalize(rows, _release, weakref.ref(self), ids)
+        return _Past(rows, (0,) * batch)
+
+    def _take_back(self, view: _Past) -> None:
+        for sequence, length, filled in zip(view.rows.ids, view.lengths, view.rows.filled, strict=True):
+            if filled > length:
+                self._api.llama_memory_seq_rm(self._memory, sequence, length, -1)
+
+    def _decode(
+        self, ids: NDArray[np.int64], positions: NDArray[np.int64], sequences: NDArray[np.int32], outputs: Any
+    ) -> NDArray[np.float32]:
+        """Run tokens; logits of those that are asked for, (N, V)."""
+        api, count = self._api, len(ids)
+        tokens, places = ids.astype(np.int32), positions.astype(np.int32)
+        owners, one = np.ascontiguousarray(sequences), np.ones(count, dtype=np.int32)
+        pointers = (owners.ctypes.data + owners.itemsize * np.arange(count)).astype(np.uintp)
+        flags = outputs.astype(np.int8)
+        batch = api.llama_batch()
+        batch.n_tokens = count
+        for name, array in (
+            ("token", tokens),
+            ("pos", places),
+            ("n_seq_id", one),
+            ("seq_id", pointers),
+            ("logits", flags),
+        ):
+            field = dict(api.llama_batch._fields_)[name]
+            setattr(batch, name, ctypes.cast(array.ctypes.data, field))
+        code = api.llama_decode(self._context, batch)
+        if code != 0:
+            raise ArtifactError(f"llama.cpp: decode of {count} tokens failed with {code}: {self._log.text()}")
+        found = int(flags.sum())
+        if not found:
+            return np.zeros((0, self._tokens_V), dtype=np.float32)
+        return np.ctypeslib.as_array(api.llama_get_logits(self._context), (found, self._tokens_V)).copy()
+
+
+def runtime() -> Any:
+    """Import llama_cpp.
+
+    Returns:
+        The module.
+
+    Raises:
+        EnvironmentMissing: If it is not installed.
+    """
+    try:
+        return importlib.import_module("llama_cpp")
+    except (ImportError, OSError, RuntimeError) as error:
+        raise EnvironmentMissing(f"llama-cpp-python cannot be imported ({error}); {_FIX_MISSING}") from error
+
+
+class _Log:
+    """Keeps what llama.cpp says of errors, and keeps all of it off the terminal; llama.cpp has one for a process."""
+
+    _lines: ClassVar[list[str]] = []
+    _callback: ClassVar[Any] = None
+
+    def __init__(self, api: Any) -> None:
+        self._lines.clear()
+        if _Log._callback is None:
+            _Log._callback = api.llama_log_callback(_Log._hear)
+            api.llama_log_set(_Log._callback, ctypes.c_void_p(0))
+
+    @staticmethod
+    def _hear(level: int, text: bytes, _: Any) -> None:
+        if level >= _ERROR_LEVEL:
+            _Log._lines.append(text.decode(errors="replace").strip())
+
+    def text(self) -> str:
+        return "; ".join(line for line in self._lines[-3:] if line)[:400] or "no message"
+
+
+def _release(model: "weakref.ref[LlamaTextModel]", ids: tuple[int, ...]) -> None:
+    owner = model()
+    if owner is None:
+        return
+    for sequence in ids:
+        owner._api.llama_memory_seq_rm(owner._memory, sequence, -1, -1)
+    owner._free.update(ids)
+
+
+def _close(api: Any, context: Any, model: Any) -> None:
+    if context:
+        api.llama_free(context)
+    api.llama_model_free(model)
+
+
+def _load_error(file: Path, said: str, version: str) -> Exception:
+    with file.open("rb") as opened:
+        factored = FACTORED in opened.read(_HEADER_BYTES)
+    if factored and PATCHED not in version:
+        return EnvironmentMissing(
+            f"{file}: holds factored matrices, which llama.cpp of llama-cpp-python {version} does not know; install "
+            "the build with docker/llama.cpp/factored-weights.patch: make runtime"
+        )
+    return ArtifactError(f"{file}: llama.cpp cannot load it ({said})")
+
+
+def quantize(source: Path, out: Path, file_type: int, threads: int) -> None:
+    """Run llama.cpp's quantizer.
+
+    Args:
+        source: GGUF file.
+        out: File to write.
+        file_type: llama.cpp's number of the mixture.
+        threads: Threads.
+
+    Raises:
+        ArtifactError: If it fails.
+    """
+    api = runtime()
+    log = _Log(api)
+    params = api.llama_model_quantize_default_params()
+    params.ftype, params.nthread = file_type, threads
+    if api.llama_model_quantize(str(source).encode(), str(out).encode(), ctypes.byref(params)) != 0:
+        raise ArtifactError(f"{out}: llama.cpp cannot quantize {source} ({log.text()})")

@@ -1,0 +1,66 @@
+"""Quantizes a GGUF file with llama.cpp's own quantizer, and says which tensors did not take the type asked for."""
+
+from pathlib import Path
+
+import gguf
+
+from sieve_edge.device.llama import quantize
+from sieve_edge.errors import ArtifactError
+
+FILE_TYPES = {
+    "F16": gguf.LlamaFileType.MOSTLY_F16,
+    "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+    "Q5_K_M": gguf.LlamaFileType.MOSTLY_Q5_K_M,
+    "Q4_K_M": gguf.LlamaFileType.MOSTLY_Q4_K_M,
+    "Q4_0": gguf.LlamaFileType.MOSTLY_Q4_0,
+}
+"""Quantization of a target -> llama.cpp's name for it."""
+
+_OWN_TYPES = {
+    "F16": ("F16",),
+    "Q8_0": ("Q8_0",),
+    "Q5_K_M": ("Q5_K", "Q6_K"),
+    "Q4_K_M": ("Q4_K", "Q5_K", "Q6_K"),
+    "Q4_0": ("Q4_0", "Q6_K"),
+}
+
+
+def quantize_gguf(source: Path, out: Path, quantization: str, threads: int) -> list[str]:
+    """Write a quantized copy.
+
+    Args:
+        source: GGUF file in float32.
+        out: File to write.
+        quantization: One of ``FILE_TYPES``.
+        threads: Threads of the quantizer.
+
+    Returns:
+        For each matrix whose type is none of the quantization's own, its name and type: its rows have no whole number
+        of the quantizer's blocks.
+
+    Raises:
+        ArtifactError: If a tensor was lost or changed its shape.
+    """
+    quantize(source, out, int(FILE_TYPES[quantization]), threads)
+    before, after = (tensor_types(file) for file in (source, out))
+    if {name: shape for name, (shape, _) in before.items()} != {name: shape for name, (shape, _) in after.items()}:
+        raise ArtifactError(f"{out}: the quantizer lost a tensor or changed a shape; delete it and export again")
+    own = _OWN_TYPES[quantization]
+    return [
+        f"{name}: {kind} instead of {own[0]}, rows of {shape[-1]} numbers"
+        for name, (shape, kind) in after.items()
+        if len(shape) > 1 and kind not in own
+    ]
+
+
+def tensor_types(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """List a GGUF's tensors.
+
+    Args:
+        file: GGUF file.
+
+    Returns:
+        Name -> ``(shape, type)``, rows first as in torch.
+    """
+    tensors = gguf.GGUFReader(file).tensors
+    return {item.name: (tuple(map(int, item.shape))[::-1], item.tensor_type.name) for item in tensors}

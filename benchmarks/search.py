@@ -52,7 +52,7 @@ def main() -> None:
         common += QUICK_SETTINGS
     tokens = 20_000 if arguments.quick else GENETIC_TOKENS
     rows: list[dict[str, Any]] = []
-    for strategy in ("uniform", "genetic", "guided"):
+    for strategy in ("uniform", "guided", "genetic"):
         settings = (*common, f"search.strategy={strategy}", f"search.genetic.max_tokens={tokens}")
         run = _run(demo, task, load_recipe(settings), strategy, quick=arguments.quick)
         build(run, "fuse")

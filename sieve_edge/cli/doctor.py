@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from sieve_edge.config import Target
+from sieve_edge.device.llama import PATCHED
 from sieve_edge.errors import SieveError
 from sieve_edge.resolve import load_target, load_task, package_file, shipped_targets
 
@@ -89,13 +90,15 @@ def _gpus() -> list[str]:
 
 def _missing(target: Target, extras: dict[str, dict[str, str | None]], gpus: list[str]) -> dict[str, str]:
     missing = {}
-    runtime = _RUNTIME_EXTRAS[target.execution_provider]
+    runtime = "gguf" if target.format == "gguf" else _RUNTIME_EXTRAS[target.execution_provider]
     for extra in ("torch", runtime):
         lacking = [package for package, version in extras.get(extra, {}).items() if version is None]
         if lacking:
             missing[f"{', '.join(lacking)} (extra {extra})"] = (
                 f"scripts/setup.sh {extra}, or pip install sieve-edge[{extra}]"
             )
+    if runtime == "gguf" and PATCHED not in (extras.get("gguf", {}).get("llama-cpp-python") or PATCHED):
+        missing["llama.cpp that loads factored weights"] = "make runtime"
     if runtime == "onnx-gpu" and not any("unusable" not in gpu for gpu in gpus):
         missing["NVIDIA GPU"] = "install the driver; nvidia-smi must list the GPU"
     try:

@@ -5,7 +5,6 @@ Source: method.md, section 6; rungs and swaps after EvoPress, arXiv 2410.14649.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
@@ -81,11 +80,13 @@ def guide(
     Pseudocode::
 
         damage  = discarded energy of every choice, corrected by a few measured KLs
-        rung    = bisection over the knapsack plans of a ladder of sizes, by a part of the labels, then by all,
-                  to within what refit is expected to gain
+        rung    = bisection over the knapsack plans of a ladder of sizes, by KL, by a part of the labels, then by
+                  all, to within what refit is expected to gain
         for a few sizes below it, going on down after a feasible plan and back half the way after another:
             plan = knapsack plan, improved by swaps that keep its size, by KL on few prompts
-            score it on the labels, after refit where refit is on, unless its KL foretells too large a loss
+            score it on the labels, after refit where refit is on
+
+    A plan whose KL, in proportion to that of the last good one, foretells too large a loss is not scored further.
 
     Args:
         space: Search space.
@@ -99,56 +100,63 @@ def guide(
     """
     damage = measured_damage(space, bank, candidates, recipe.probes, progress)
     ladder = Ladder(space, damage, tuple(budgets), recipe.ladder_step)
+    walk = _Scorer(candidates, "labels", refit, progress)
     nothing_left = round(1.0 / recipe.ladder_step) - 1
     low, high = -1, nothing_left
     jump = recipe.refit_jump if refit else 1
     while high - low > jump:
         middle = (low + high) // 2
         chromosome = ladder.plan(middle)
-        good = chromosome is not None and _promising(candidates, space.ranks(chromosome), refit)
+        good = chromosome is not None and walk.good(space.ranks(chromosome))
         low, high = (middle, high) if good else (low, middle)
+    last = _Scorer(candidates, "refit" if refit else "labels", False, progress)
     target, failed = low + jump, nothing_left
-    reached: _Reached | None = None
     for _ in range(recipe.last_rungs):
         if not low < target < failed:
             break
-        found = _last_rung(ladder, target, candidates, recipe, refit, rng, reached, progress)
-        if found is not None:
-            reached, low, target = found, target, target + 1
+        chromosome = _improved(ladder, target, candidates, recipe, rng)
+        if chromosome is not None and last.good(space.ranks(chromosome)):
+            low, target = target, target + 1
         else:
             failed, target = target, (low + target) // 2
 
 
-def _promising(candidates: Candidates, ranks: Ranks, refit: bool) -> bool:
-    """Say whether to go on to smaller plans; where refit follows, the loss itself counts and not its interval."""
-    verdict = candidates.verdicts([ranks])[0]
-    if not refit:
-        return verdict.feasible
-    return not verdict.collapsed and verdict.loss <= candidates.acceptance.tolerance
+class _Scorer:
+    """Scores plans on one rung; a plan whose KL divergence foretells too large a loss is not scored to see it."""
+
+    def __init__(self, candidates: Candidates, rung: str, point: bool, progress: Progress) -> None:
+        self._candidates = candidates
+        self._rung = rung
+        self._point = point
+        self._progress = progress
+        self._reached: tuple[float, float] | None = None
+
+    def good(self, ranks: Ranks) -> bool:
+        """Score a plan; where refit follows (``point``), its loss decides and not the loss's interval."""
+        accept = self._candidates.acceptance
+        nats = self._candidates.divergences([ranks])[0]
+        if self._reached is not None and self._reached[0] * nats > accept.tolerance * self._reached[1]:
+            self._progress.say(
+                f"  a plan of {self._candidates.kept(ranks):.3f} is not scored: its KL is {nats:.4f} nats, that of the "
+                f"larger one {self._reached[1]:.4f}"
+            )
+            return False
+        verdict = self._candidates.verdicts([ranks], self._rung)[0]
+        decisive = verdict.loss if self._point else accept.decisive(verdict.loss, verdict.bound)
+        good = decisive <= accept.tolerance and not verdict.collapsed
+        if good:
+            self._reached = decisive, nats
+        return good
 
 
-class _Reached(NamedTuple):
-    """A feasible plan of the last rung: what decided on it, and its KL divergence before refit, in nats."""
-
-    decisive: float
-    nats: float
-
-
-def _last_rung(
-    ladder: Ladder,
-    rung: int,
-    candidates: Candidates,
-    recipe: GuidedRecipe,
-    refit: bool,
-    rng: np.random.Generator,
-    larger: _Reached | None,
-    progress: Progress,
-) -> _Reached | None:
-    """Score a size's best plan; None if it is not feasible, or not worth scoring after the larger one."""
+def _improved(
+    ladder: Ladder, rung: int, candidates: Candidates, recipe: GuidedRecipe, rng: np.random.Generator
+) -> Chromosome | None:
+    """Take a size's knapsack plan and improve it by swaps that keep the size, by KL on few prompts."""
     chromosome = ladder.plan(rung)
     if chromosome is None:
         return None
-    space, limits, accept = ladder.space, ladder.limits(rung), candidates.acceptance
+    space, limits = ladder.space, ladder.limits(rung)
     best = candidates.divergences([space.ranks(chromosome)])[0]
     for _ in range(recipe.swap_rounds):
         children = offspring(chromosome, space, limits, ladder.damage, recipe.offspring, rng)
@@ -156,12 +164,4 @@ def _last_rung(
         order = sorted(range(len(children)), key=lambda index: (nats[index], children[index]))
         if order and nats[order[0]] < best:
             chromosome, best = children[order[0]], nats[order[0]]
-    # Loss grows with the divergence: a plan that would lose too much in proportion is not refitted to see that it does.
-    if larger is not None and larger.decisive * best > accept.tolerance * larger.nats:
-        progress.say(
-            f"  {candidates.kept(space.ranks(chromosome)):.3f} is not tried: its KL before refit is {best:.4f} nats, "
-            f"that of the plan before {larger.nats:.4f}"
-        )
-        return None
-    verdict = candidates.verdicts([space.ranks(chromosome)], "refit" if refit else "labels")[0]
-    return _Reached(accept.decisive(verdict.loss, verdict.bound), best) if verdict.feasible else None
+    return chromosome

@@ -17,7 +17,7 @@ from sieve_edge.errors import ArtifactError, ConfigError, EnvironmentMissing, Si
 from sieve_edge.task.likelihood import label_log_likelihoods
 from tests.tiny_onnx import WORDS, build_graph, onnx, write_folder
 
-CPU = {"threads": 1, "provider": "CPUExecutionProvider"}
+CPU = {"runtime": "onnxruntime", "threads": 1, "provider": "CPUExecutionProvider"}
 ANSWERS = [[WORDS.index("negative")], [WORDS.index("positive")]]
 
 
@@ -118,7 +118,7 @@ def test_results_and_jobs_larger_than_a_pipe_pass(folders):
         ({"job": "memory", **CPU}, "memory.folder Field required; worker job: memory.prompt Field required"),
         ({"job": "reference", "folder": "x", "threads": 0, "provider": "c"}, "reference.threads Input should be gr"),
         ({"job": "reference", "folder": "x", **CPU, "speed": 1}, "reference.speed Extra inputs are not permitted"),
-        ({"job": "reference", "folder": "/nowhere", **CPU}, "/nowhere/model.onnx: missing"),
+        ({"job": "reference", "folder": "/nowhere", "exact": True, **CPU}, "/nowhere/reference.npz: not a reference"),
     ],
 )
 def test_worker_refuses_bad_jobs_in_one_line(job, message):
@@ -138,7 +138,8 @@ def test_worker_refuses_what_is_not_json():
 
 
 def test_missing_environment_comes_back_as_itself(folders):
-    job = {"job": "reference", "folder": str(folders["dense"]), "threads": 1, "provider": "CUDAExecutionProvider"}
+    cuda = {**CPU, "provider": "CUDAExecutionProvider"}
+    job = {"job": "reference", "folder": str(folders["dense"]), "exact": True, **cuda}
     with pytest.raises(EnvironmentMissing, match=r"onnx-gpu"):
         run_worker(job)
 
@@ -156,7 +157,7 @@ def test_scores_that_are_not_finite_are_refused(tmp_path):
     with pytest.raises(SieveError, match="2 of 2 label scores are not finite"):
         run_worker({**CPU, **job})
     with pytest.raises(SieveError, match="a logit of the reference inputs is not finite"):
-        run_worker({**CPU, "job": "reference", "folder": str(folder)})
+        run_worker({**CPU, "job": "reference", "exact": True, "folder": str(folder)})
 
 
 def test_memory_is_the_workers_own(folders):

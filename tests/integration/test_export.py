@@ -62,6 +62,7 @@ CONFIGS = {
 }
 FORMS = ("dense", "pair", "pivoted_input", "pivoted_output")
 # Longer than the sliding window, and of different lengths, so that the batch is padded on the left.
+TEXTS = ["w5 w9 w11 w3", "w4 w17 w23"]
 PROMPTS = [[5, 9, 11, 3, 8, 60, 41, 7, 2, 90, 12, 33], [4, 17, 23], [70, 71, 72, 73, 74, 75, 76, 77]]
 
 

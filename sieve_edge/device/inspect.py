@@ -1,0 +1,128 @@
+"""Looks into an exported file: what it is, who can load it, where its bytes are, and the ranks of its matrices."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sieve_edge.errors import ArtifactError, EnvironmentMissing
+
+PATCH = "docker/llama.cpp/factored-weights.patch"
+_PARTS = {
+    "embedding": ("token_embd", "embed_tokens", "wte", "wpe"),
+    "head": ("output.weight", "lm_head"),
+    "norms": ("norm", "ln_"),
+    "attention": ("attn",),
+    "mlp": ("ffn", "mlp"),
+}
+"""Part -> what its tensors' names contain; the first part that fits counts."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of a file: its name, shape (rows first), type, and bytes."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+    size: int
+
+
+def inspect_path(path: Path) -> dict[str, Any]:
+    """Describe a GGUF file or an exported ONNX folder.
+
+    Args:
+        path: File, or folder with ``model.gguf`` or ``model.onnx``.
+
+    Returns:
+        JSON-compatible: ``format``, ``name``, ``architecture``, ``loads_in``, ``file_mib``, ``params``,
+        ``bits_per_weight``, ``parts`` (MiB), ``types`` (tensors of each) and ``ranks``.
+
+    Raises:
+        ArtifactError: If it is neither.
+    """
+    if path.is_dir():
+        found = [path / name for name in ("model.gguf", "model.onnx") if (path / name).is_file()]
+        path = found[0] if found else path
+    if path.suffix == ".gguf" and path.is_file():
+        return _inspect_gguf(path)
+    if path.suffix == ".onnx" and path.is_file():
+        return _inspect_onnx(path)
+    raise ArtifactError(f"{path}: neither a GGUF file nor a folder with model.gguf or model.onnx")
+
+
+def _inspect_gguf(path: Path) -> dict[str, Any]:
+    try:
+        from gguf import GGUFReader
+    except ImportError as error:
+        raise EnvironmentMissing("the package gguf is missing; run: pip install 'sieve-edge[gguf]'") from error
+    try:
+        reader = GGUFReader(path)
+    except (ValueError, OSError, IndexError) as error:
+        raise ArtifactError(f"{path}: not a GGUF file ({error})") from error
+
+    def field(name: str) -> Any:
+        return reader.fields[name].contents() if name in reader.fields else None
+
+    tensors = [
+        StoredTensor(item.name, tuple(int(size) for size in item.shape)[::-1], item.tensor_type.name, int(item.n_bytes))
+        for item in reader.tensors
+    ]
+    ranks = {item.name.removesuffix(".fac_b.weight"): item.shape[1] for item in tensors if ".fac_b." in item.name}
+    loads_in = [f"llama.cpp with {PATCH} (make runtime)"] if ranks else ["llama.cpp"]
+    about = {"format": "gguf", "name": field("general.name"), "architecture": field("general.architecture")}
+    return {**about, "loads_in": loads_in, **_figures(path.stat().st_size, tensors), "ranks": ranks}
+
+
+def _inspect_onnx(path: Path) -> dict[str, Any]:
+    try:
+        import onnx
+    except ImportError as error:
+        raise EnvironmentMissing("the package onnx is missing; run: pip install 'sieve-edge[torch]'") from error
+    graph = onnx.load(path, load_external_data=False).graph
+    size = sum(file.stat().st_size for file in path.parent.glob("model.onnx*"))
+    tensors = []
+    for item in graph.initializer:
+        external = {entry.key: entry.value for entry in item.external_data}
+        if not external:
+            continue
+        shape = tuple(item.dims)[::-1] if item.name.endswith(".transposed") else tuple(item.dims)
+        kind = onnx.TensorProto.DataType.Name(item.data_type)
+        tensors.append(StoredTensor(item.name.removesuffix(".transposed"), shape, kind, int(external["length"])))
+    ranks = {}
+    for item in tensors:
+        matrix, _, factor = item.name.removesuffix(".weight").rpartition(".")
+        if factor == "down" and item.name.replace(".down.weight", ".up.weight") in {other.name for other in tensors}:
+            ranks[matrix] = item.shape[0]
+        elif factor == "coef":
+            sizes = {other.name: other.shape for other in tensors if other.name.startswith(f"{matrix}.")}
+            ranks[matrix] = sizes[f"{matrix}.up.weight"][1] if f"{matrix}.up.weight" in sizes else item.shape[1]
+    about = {"format": "onnx", "name": path.parent.name, "architecture": None}
+    loads_in = ["onnxruntime", "optimum (ORTModelForCausalLM)", "onnxruntime-genai"]
+    return {**about, "loads_in": loads_in, **_figures(size, tensors), "ranks": ranks}
+
+
+def _figures(file_bytes: int, tensors: Iterable[StoredTensor]) -> dict[str, Any]:
+    parts: Counter[str] = Counter()
+    types: Counter[str] = Counter()
+    params = stored = 0
+    for item in tensors:
+        count = 1
+        for size in item.shape:
+            count *= size
+        params += count
+        stored += item.size
+        types[item.kind] += 1
+        parts[_part(item.name)] += item.size
+    return {
+        "file_mib": file_bytes / 2**20,
+        "params": params,
+        "bits_per_weight": 8.0 * stored / max(params, 1),
+        "parts": {part: size / 2**20 for part, size in parts.items()},
+        "types": dict(types),
+    }
+
+
+def _part(name: str) -> str:
+    return next((part for part, marks in _PARTS.items() if any(mark in name for mark in marks)), "other")

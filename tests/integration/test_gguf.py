@@ -1,0 +1,312 @@
+"""GGUF export: names, ranks and tokens are accounted for, and llama.cpp computes what PyTorch does."""
+
+import copy
+import ctypes
+import re
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from sieve_edge.device import llama
+from sieve_edge.device.llama import GGUF, LlamaTextModel, runtime
+from sieve_edge.device.reference import DRIFT, REFERENCE, drift
+from sieve_edge.errors import ArtifactError, EnvironmentMissing, ModelError
+from sieve_edge.export import to_gguf
+from sieve_edge.export.gguf_folder import write_gguf_folder
+from sieve_edge.export.gguf_metadata import check_config, gguf_description, metadata
+from sieve_edge.export.gguf_tokenizer import add_tokenizer
+from sieve_edge.export.quantize_gguf import quantize_gguf, tensor_types
+from sieve_edge.export.to_gguf import FORMAT_KEY, account, gguf_tensors, write_gguf
+from sieve_edge.files import read_json
+from sieve_edge.model.factored import FactoredLinear, install_
+from sieve_edge.model.flat import TorchTextModel
+from sieve_edge.model.matrices import find_matrices, known_architectures, stacked_bias
+from sieve_edge.task.likelihood import label_log_likelihoods
+from tests.pico import PROMPT, sentences
+
+pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: make runtime")
+
+FAMILIES = [family for family, entry in known_architectures().items() if "gguf" in entry]
+TEXTS = [PROMPT.replace("{text}", row.text) for row in sentences(24, seed=3)]
+HIDDEN, RANK = 64, 32
+SIZES = {
+    "hidden_size": HIDDEN,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.1,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+}
+OWN = {
+    "mistral": {"sliding_window": None},
+    "qwen3": {"head_dim": 32},
+    "gemma3_text": {
+        "head_dim": 32,
+        "query_pre_attn_scalar": 32,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+}
+
+
+def train_bytes(vocab_size=400):
+    """A byte-level tokenizer, as most families have."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+
+
+def train_pieces():
+    """A tokenizer of characters that falls back on bytes, as SentencePiece models have."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    trainer = trainers.BpeTrainer(
+        vocab_size=500,
+        special_tokens=["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    stored = tokenizer.to_str()
+    tokenizer = Tokenizer.from_str(stored)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+TOKENIZER = train_bytes()
+
+
+def make_model(family, **fields):
+    config = AutoConfig.for_model(family, **(SIZES | OWN.get(family, {}) | {"vocab_size": len(TOKENIZER)} | fields))
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+    for parameter in model.parameters():
+        # Biases and norms that are not 0 and 1, so that a lost or swapped one shows.
+        parameter.data.add_(torch.randn_like(parameter) * 0.02)
+    return model.requires_grad_(False)
+
+
+def factor(model, family, rank=RANK):
+    """Give a model random pairs; returns it, and a dense one with their products."""
+    pairs, merged = copy.deepcopy(model), copy.deepcopy(model)
+    for spec in find_matrices(model, family):
+        bias = stacked_bias(model, spec)
+        leader = FactoredLinear(spec.in_features, spec.part_features, rank, bias=bias is not None)
+        leader.requires_grad_(False)
+        leader.up.weight.mul_(2.0)
+        if bias is not None:
+            leader.bias.copy_(bias)
+        install_(pairs, spec.paths, leader)
+        blocks = (leader.up.weight @ leader.down.weight).split(list(spec.part_features))
+        for path, block in zip(spec.paths, blocks, strict=True):
+            merged.get_submodule(path).weight.copy_(block)
+    return pairs, merged
+
+
+def logits(model, ids):
+    rows = np.asarray([ids], dtype=np.int64)
+    return model.forward(rows, np.ones_like(rows), np.arange(len(ids))[None], [], 0)[0]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def written(request, tmp_path_factory):
+    family, folder = request.param, tmp_path_factory.mktemp(request.param)
+    pairs, merged = factor(make_model(family), family)
+    counts = {}
+    for name, model in (("pairs", pairs), ("merged", merged)):
+        counts[name] = write_gguf(model, TOKENIZER, f"{family} {name}", folder / f"{name}.gguf")
+    return family, folder, pairs, counts
+
+
+def test_factored_and_merged_files_compute_the_same_in_llama_cpp(written):
+    _, folder, pairs, _ = written
+    ids = TOKENIZER.encode(TEXTS[0])
+    found = {name: logits(LlamaTextModel(folder / f"{name}.gguf", 1, 256, "f32"), ids) for name in ("pairs", "merged")}
+    assert np.abs(found["pairs"] - found["merged"]).max() <= 1e-4
+    expected = logits(TorchTextModel(pairs, "cpu"), ids)
+    assert np.abs(found["pairs"] - expected).max() <= 1e-4
+    assert np.ptp(expected) > 0.1, "logits that are all alike would prove nothing"
+
+
+def test_a_stack_shares_its_projection(written):
+    family, folder, _, counts = written
+    reader = gguf.GGUFReader(folder / "pairs.gguf")
+    assert reader.fields[FORMAT_KEY].contents() == 1
+    names = [tensor.name for tensor in reader.tensors]
+    firsts = sorted(name.removesuffix(".fac_a.weight") for name in names if ".fac_a." in name and "blk.0" in name)
+    assert firsts == ["blk.0.attn_output", "blk.0.attn_qkv", "blk.0.ffn_down", "blk.0.ffn_gate"] or (
+        family == "phi3" and firsts == ["blk.0.attn_output", "blk.0.attn_qkv", "blk.0.ffn_down", "blk.0.ffn_up"]
+    ), "one first factor for each of the four matrices"
+    seconds = sum(".fac_b." in name for name in names)
+    assert counts == {"pairs": seconds, "merged": 0}
+    assert FORMAT_KEY not in gguf.GGUFReader(folder / "merged.gguf").fields
+
+
+def graph_nodes(file):
+    """Ask llama.cpp how many operations its graph of a file has."""
+    api, said = runtime(), []
+    hear = api.llama_log_callback(lambda level, text, _: said.append(text.decode()))
+    api.llama_log_set(hear, ctypes.c_void_p(0))
+    try:
+        LlamaTextModel(file, 1, 256)
+    finally:
+        api.llama_log_set(llama._Log._callback, ctypes.c_void_p(0))
+    return int(re.search(r"graph nodes\s*=\s*(\d+)", "".join(said)).group(1))
+
+
+def test_a_shared_projection_is_multiplied_once(written, tmp_path, monkeypatch):
+    family, folder, pairs, _ = written
+    if family == "phi3":
+        pytest.skip("its gate and up are one matrix in llama.cpp, so nothing is shared")
+
+    def unshared(model, description):
+        for name, tensor in gguf_tensors(model, description):
+            yield name, tensor
+            if name.endswith("ffn_gate.fac_a.weight"):
+                yield name.replace("gate", "up"), tensor
+
+    monkeypatch.setattr(to_gguf, "gguf_tensors", unshared)
+    write_gguf(pairs, TOKENIZER, "each its own", tmp_path / "own.gguf")
+    layers = pairs.config.num_hidden_layers
+    assert graph_nodes(tmp_path / "own.gguf") == graph_nodes(folder / "pairs.gguf") + layers
+    ids = TOKENIZER.encode(TEXTS[0])
+    both = [logits(LlamaTextModel(file, 1, 256, "f32"), ids) for file in (tmp_path / "own.gguf", folder / "pairs.gguf")]
+    assert np.array_equal(*both)
+
+
+def test_scores_and_continuations_are_those_of_pytorch(written):
+    _, folder, pairs, _ = written
+    expected, model = TorchTextModel(pairs, "cpu"), LlamaTextModel(folder / "pairs.gguf", 1, 4096, "f32")
+    prompts = [TOKENIZER.encode(PROMPT + text) for text in TEXTS]
+    answers = [TOKENIZER.encode(answer) for answer in (" good", " very bad indeed")]
+    assert len(answers[1]) > 1
+    each = [label_log_likelihoods(one, prompts, answers, 256) for one in (expected, model)]
+    assert np.abs(each[0] - each[1]).max() < 1e-3
+
+
+def test_a_past_may_be_continued_twice(written):
+    _, folder, _, _ = written
+    model = LlamaTextModel(folder / "pairs.gguf", 1, 256, "f32")
+    ids = np.asarray([TOKENIZER.encode(TEXTS[0])[:8]], dtype=np.int64)
+    positions = np.arange(8)[None]
+    _, past = model.forward(ids, np.ones_like(ids), positions, [], 1)
+    more = np.asarray([[5, 6]], dtype=np.int64)
+    mask = np.ones((1, 10), dtype=np.int64)
+    first, _ = model.forward(more, mask, np.asarray([[8, 9]]), past, 0)
+    again, _ = model.forward(more, mask, np.asarray([[8, 9]]), past, 0)
+    assert np.array_equal(first, again)
+
+
+def test_sequences_are_given_back(written):
+    _, folder, _, _ = written
+    model = LlamaTextModel(folder / "pairs.gguf", 1, 2048)
+    ids = np.full((100, 2), 7, dtype=np.int64)
+    for _ in range(4):
+        model.forward(ids, np.ones_like(ids), np.tile(np.arange(2), (100, 1)), [], 1)
+    with pytest.raises(ArtifactError, match="a batch of 300 rows, only 256 sequences are free"):
+        model.forward(np.full((300, 1), 7), np.ones((300, 1)), np.zeros((300, 1)), [], 1)
+
+
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, train_pieces()], ids=["bytes", "pieces"])
+def test_llama_cpp_splits_text_into_the_same_tokens(tokenizer, tmp_path):
+    model = make_model("llama", vocab_size=len(tokenizer))
+    write_gguf(model, tokenizer, "tokens", tmp_path / "tokens.gguf")
+    loaded = LlamaTextModel(tmp_path / "tokens.gguf", 1, 64)
+    for text in (*TEXTS, "Zebra 1999, naïve façade!", "日本語", "tabs\tand\nlines", "  two  spaces "):
+        assert loaded.encode(text) == tokenizer.encode(text)
+
+
+def test_a_folder_is_checked_and_quantized(tmp_path):
+    pairs, _ = factor(make_model("llama"), "llama")
+    steps = []
+    metrics, fallbacks = write_gguf_folder(pairs, TOKENIZER, TEXTS[:2], "toy", "Q8_0", tmp_path, steps.append)
+    assert (steps, fallbacks) == ([1, 1, 1], [])
+    assert metrics["max_logit_difference"] < 1e-4
+    assert sorted(path.name for path in tmp_path.iterdir()) == [DRIFT, GGUF, REFERENCE, "tokenizer.json"]
+    assert {kind for shape, kind in tensor_types(tmp_path / GGUF).values() if len(shape) > 1} == {"Q8_0"}
+    assert 0.0 < metrics["quantized"]["kl"] < 0.01
+    assert read_json(tmp_path / DRIFT) == metrics["quantized"]
+    again = drift(LlamaTextModel(tmp_path / GGUF, 1, 256), tmp_path / REFERENCE)
+    assert again.kl == pytest.approx(metrics["quantized"]["kl"], rel=0.2)
+
+
+def test_tensors_that_take_another_type_are_named(tmp_path):
+    pairs, _ = factor(make_model("llama"), "llama", rank=24)
+    write_gguf(pairs, TOKENIZER, "odd", tmp_path / "odd.gguf")
+    named = quantize_gguf(tmp_path / "odd.gguf", tmp_path / "q8.gguf", "Q8_0", 1)
+    assert "blk.0.attn_qkv.fac_b.weight: F16 instead of Q8_0, rows of 24 numbers" in named
+    assert all("fac_b" in line for line in named)
+
+
+def test_what_a_file_cannot_hold_is_refused(tmp_path):
+    with pytest.raises(ModelError, match=r"hidden_act is gelu, must be silu"):
+        write_gguf(make_model("llama", hidden_act="gelu"), TOKENIZER, "x", tmp_path / "x.gguf")
+    with pytest.raises(ModelError, match=r"gpt2\.json has no part 'gguf'"):
+        gguf_description("gpt2")
+    words = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    with pytest.raises(ModelError, match="its model is WordLevel"):
+        add_tokenizer(None, PreTrainedTokenizerFast(tokenizer_object=words), 1)
+    strange = copy.deepcopy(TOKENIZER.backend_tokenizer)
+    strange.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Punctuation(), pre_tokenizers.ByteLevel()])
+    with pytest.raises(ModelError, match=r"pre-tokenizer is not known.*Punctuation"):
+        add_tokenizer(gguf.GGUFWriter(None, "llama"), PreTrainedTokenizerFast(tokenizer_object=strange), 400)
+
+
+def test_a_window_that_the_graph_lacks_bounds_the_context():
+    config = make_model("mistral", sliding_window=16).config
+    assert metadata(config, gguf_description("mistral"))["context_length"] == 16
+    check_config(config, gguf_description("mistral"))
+
+
+def test_frequencies_that_the_model_changes_are_written(tmp_path):
+    rope = {
+        "rope_type": "llama3",
+        "rope_theta": 10000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    }
+    model = make_model("llama", rope_parameters=rope)
+    write_gguf(model, TOKENIZER, "rope", tmp_path / "rope.gguf")
+    ids = TOKENIZER.encode(" ".join(TEXTS))[:100]
+    found, expected = (
+        logits(LlamaTextModel(tmp_path / "rope.gguf", 1, 128, "f32"), ids),
+        logits(TorchTextModel(model, "cpu"), ids),
+    )
+    assert np.abs(found - expected).max() < 1e-3
+
+
+def test_a_lost_tensor_is_named(written):
+    _, folder, pairs, _ = written
+    tensors = dict(gguf_tensors(pairs, gguf_description(pairs.config.model_type)))
+    tensors["extra"] = tensors.pop("output_norm.weight")
+    with pytest.raises(ArtifactError, match=r"2 tensors are not accounted for: extra is missing; output_norm"):
+        account(folder / "pairs.gguf", tensors)
+
+
+def test_a_runtime_without_the_patch_is_named(written, tmp_path):
+    _, folder, _, _ = written
+    error = llama._load_error(folder / "pairs.gguf", "missing tensor", "0.3.36")
+    assert isinstance(error, EnvironmentMissing)
+    assert "make runtime" in str(error)
+    assert isinstance(llama._load_error(folder / "merged.gguf", "truncated", "0.3.36"), ArtifactError)
+    (tmp_path / GGUF).write_bytes((folder / "pairs.gguf").read_bytes()[:5000])
+    with pytest.raises(ArtifactError, match=r"llama\.cpp cannot load it"):
+        LlamaTextModel(tmp_path / GGUF, 1, 64)
+    with pytest.raises(ArtifactError, match="missing; run the export again"):
+        LlamaTextModel(tmp_path / "none.gguf", 1, 64)

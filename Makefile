@@ -28,7 +28,7 @@ demo:  ## Install the demo's model and data (a second time nothing)
 	@scripts/setup.sh demo
 
 test: check  ## Run every check and test (what CI runs); ARGS go to pytest
-	$(PY) -m pytest -m "not slow" $(ARGS)
+	$(PY) -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 check: setup  ## Run the static checks only: format, lint, types, imports, docstrings
 	.venv/bin/ruff format --check . && .venv/bin/ruff check .

@@ -14,8 +14,12 @@ cd "$(dirname "$0")/.."
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 
 readonly python=${PYTHON:-.venv/bin/python} native=${NATIVE:-ON} patches=docker/llama.cpp
-readonly options="-DGGML_NATIVE=$native -DLLAMA_BUILD_COMMON=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_TESTS=OFF \
+# Virtual machines show AMX and fault on its first instruction, so it stays out.
+readonly no_amx='-mno-amx-tile -mno-amx-int8 -mno-amx-bf16'
+options="-DGGML_NATIVE=$native -DLLAMA_BUILD_COMMON=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_TESTS=OFF \
 -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAVA_BUILD=OFF"
+if [[ $(uname -m) == x86_64 ]]; then options+=" '-DCMAKE_C_FLAGS=$no_amx' '-DCMAKE_CXX_FLAGS=$no_amx'"; fi
+readonly options
 
 say() { printf 'runtime: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 5; }
@@ -34,14 +38,12 @@ apply() { # PATCH FOLDER: exactly, or not at all
         || fail "$1 does not fit this source; it is made for $(grep -o '^llama.*[^ \\]' $patches/requirement.txt)"
 }
 
-build() { # FOLDER: leaves one wheel there
-    local work
+build() ( # FOLDER: leaves one wheel there; a subshell, so that its trap is its own
     work=$(mktemp -d)
-    trap 'rm -rf "$work"' RETURN
+    trap 'rm -rf "$work"' EXIT
     say "fetching the source"
     "$python" -m pip download -qq --no-deps --no-binary :all: --require-hashes -r $patches/requirement.txt -d "$work/sdist" >&2
     tar -xzf "$work"/sdist/*.tar.gz -C "$work"
-    local source
     source=$(compgen -G "$work/llama_cpp_python-*")
     apply sdist.patch "$source"
     apply factored-weights.patch "$source/vendor/llama.cpp"
@@ -49,7 +51,7 @@ build() { # FOLDER: leaves one wheel there
     say "compiling llama.cpp, minutes"
     PIP_CONSTRAINT=$PWD/constraints.txt CMAKE_ARGS=$options CMAKE_BUILD_PARALLEL_LEVEL=${JOBS:-$(nproc)} \
         "$python" -m pip wheel -qq --no-deps -w "$1" "$source" >&2
-}
+)
 
 main() {
     local cache folder wheel
@@ -61,10 +63,9 @@ main() {
     if ! wheel=$(compgen -G "$folder/*.whl"); then
         mkdir -p "$cache"
         # Made beside its place and moved there whole: an interrupted build leaves nothing that looks finished.
-        local making
-        making=$(mktemp -d "$cache/making.XXXXXX")
-        build "$making"
-        rm -rf "$folder" && mv "$making" "$folder"
+        rm -rf "$cache/making" "$folder" && mkdir "$cache/making"
+        build "$cache/making"
+        mv "$cache/making" "$folder"
         wheel=$(compgen -G "$folder/*.whl")
         say "built in $SECONDS s: $wheel"
     fi

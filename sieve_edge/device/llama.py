@@ -80,10 +80,14 @@ class LlamaTextModel:
         params.n_ctx = context_tokens
         params.n_batch = min(context_tokens, _BATCH_TOKENS)
         params.n_outputs_max_per_seq = 0
-        params.n_seq_max = MAX_SEQUENCES
+        # llama.cpp keeps room for the logits of every sequence, in a batch that the context must hold.
+        sequences = params.n_seq_max = min(MAX_SEQUENCES, context_tokens)
         params.kv_unified = True
         params.n_threads = params.n_threads_batch = threads
         params.type_k = params.type_v = {"f32": self._api.GGML_TYPE_F32, "f16": self._api.GGML_TYPE_F16}[cache]
+        if cache == "f32":
+            # Flash attention rounds inside.
+            params.flash_attn_type = self._api.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self._batch_tokens = params.n_batch
         self._context = self._api.llama_init_from_model(self._model, params)
         weakref.finalize(self, _close, self._api, self._context, self._model)
@@ -92,7 +96,7 @@ class LlamaTextModel:
                 f"{file}: llama.cpp cannot make a context of {context_tokens} tokens: {self._log.text()}"
             )
         self._memory = self._api.llama_get_memory(self._context)
-        self._free = set(range(MAX_SEQUENCES))
+        self._free = set(range(sequences))
 
     def forward(
         self,

@@ -33,6 +33,7 @@ from sieve_edge.export.weights import account, parameters_of
 from sieve_edge.model.factored import FactoredLinear, install_
 from sieve_edge.model.flat import TorchTextModel
 from sieve_edge.model.matrices import count_params, find_matrices
+from sieve_edge.resolve import load_target
 
 VOCABULARY, HIDDEN, RANK, WINDOW = 101, 32, 8, 5
 SHAPE = {

@@ -2,7 +2,7 @@
 
 import copy
 import ctypes
-import re
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -128,7 +128,7 @@ def written(request, tmp_path_factory):
     pairs, merged = factor(make_model(family), family)
     counts = {}
     for name, model in (("pairs", pairs), ("merged", merged)):
-        counts[name] = write_gguf(model, TOKENIZER, f"{family} {name}", folder / f"{name}.gguf")
+        counts[name] = write_gguf(model, TOKENIZER, name, folder / f"{name}.gguf")
     return family, folder, pairs, counts
 
 
@@ -136,9 +136,11 @@ def test_factored_and_merged_files_compute_the_same_in_llama_cpp(written):
     _, folder, pairs, _ = written
     ids = TOKENIZER.encode(TEXTS[0])
     found = {name: logits(LlamaTextModel(folder / f"{name}.gguf", 1, 256, "f32"), ids) for name in ("pairs", "merged")}
-    assert np.abs(found["pairs"] - found["merged"]).max() <= 1e-4
+    # llama.cpp takes GELU from a table of 16-bit numbers, which makes steps of any small difference.
+    limit = 1e-4 if pairs.config.to_dict().get("hidden_act") == "silu" else 2e-3
+    assert np.abs(found["pairs"] - found["merged"]).max() <= limit
     expected = logits(TorchTextModel(pairs, "cpu"), ids)
-    assert np.abs(found["pairs"] - expected).max() <= 1e-4
+    assert np.abs(found["pairs"] - expected).max() <= limit
     assert np.ptp(expected) > 0.1, "logits that are all alike would prove nothing"
 
 
@@ -156,16 +158,30 @@ def test_a_stack_shares_its_projection(written):
     assert FORMAT_KEY not in gguf.GGUFReader(folder / "merged.gguf").fields
 
 
-def graph_nodes(file):
-    """Ask llama.cpp how many operations its graph of a file has."""
-    api, said = runtime(), []
-    hear = api.llama_log_callback(lambda level, text, _: said.append(text.decode()))
-    api.llama_log_set(hear, ctypes.c_void_p(0))
-    try:
-        LlamaTextModel(file, 1, 256)
-    finally:
-        api.llama_log_set(llama._Log._callback, ctypes.c_void_p(0))
-    return int(re.search(r"graph nodes\s*=\s*(\d+)", "".join(said)).group(1))
+def multiplications(file, monkeypatch):
+    """Count the matrix multiplications that llama.cpp does for one token."""
+    api = runtime()
+    describe = ctypes.CDLL(str(Path(api.__file__).parent / "lib" / "libggml-base.so")).ggml_op_desc
+    describe.restype, describe.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
+    seen = []
+
+    def see(tensor, ask, _):
+        seen.extend([describe(tensor)] if ask else [])
+        return False
+
+    watch, defaults = api.ggml_backend_sched_eval_callback(see), api.llama_context_default_params
+
+    def watched():
+        params = defaults()
+        params.cb_eval = watch
+        return params
+
+    with monkeypatch.context() as patch:
+        patch.setattr(api, "llama_context_default_params", watched)
+        model = LlamaTextModel(file, 1, 256, "f32")
+        seen.clear()
+        logits(model, [5])
+    return seen.count(b"MUL_MAT")
 
 
 def test_a_shared_projection_is_multiplied_once(written, tmp_path, monkeypatch):
@@ -182,7 +198,8 @@ def test_a_shared_projection_is_multiplied_once(written, tmp_path, monkeypatch):
     monkeypatch.setattr(to_gguf, "gguf_tensors", unshared)
     write_gguf(pairs, TOKENIZER, "each its own", tmp_path / "own.gguf")
     layers = pairs.config.num_hidden_layers
-    assert graph_nodes(tmp_path / "own.gguf") == graph_nodes(folder / "pairs.gguf") + layers
+    own, shared = (multiplications(file, monkeypatch) for file in (tmp_path / "own.gguf", folder / "pairs.gguf"))
+    assert own == shared + layers
     ids = TOKENIZER.encode(TEXTS[0])
     both = [logits(LlamaTextModel(file, 1, 256, "f32"), ids) for file in (tmp_path / "own.gguf", folder / "pairs.gguf")]
     assert np.array_equal(*both)
@@ -195,7 +212,7 @@ def test_scores_and_continuations_are_those_of_pytorch(written):
     answers = [TOKENIZER.encode(answer) for answer in (" good", " very bad indeed")]
     assert len(answers[1]) > 1
     each = [label_log_likelihoods(one, prompts, answers, 256) for one in (expected, model)]
-    assert np.abs(each[0] - each[1]).max() < 1e-3
+    assert np.abs(each[0] - each[1]).max() < 5e-3
 
 
 def test_a_past_may_be_continued_twice(written):

@@ -13,10 +13,13 @@ def run(tmp_path_factory):
     task = yaml.safe_load(shipped_tasks()["movie-sentiment"].read_text())
     task["splits"] = {"calibration": 100, "selection": 100, "test": 100, "transfer": 20}
     target = yaml.safe_load(shipped_targets()["x86-cpu"].read_text())
+    # One thread each, since other tests run beside this one.
+    target["threads"] = 1
     target["workload"] = {"decode_tokens": 4, "repeats": 3}
     for name, tree in (("task", task), ("target", target)):
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(tree))
     settings = (
+        "threads=1",
         "calibration_tokens=5000",
         "learn.fisher_prompts=48",
         "grid=[1.0, 0.75]",

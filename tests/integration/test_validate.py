@@ -112,7 +112,7 @@ def test_a_killed_validation_goes_on_where_it_was(folders, tmp_path, monkeypatch
         run_validate(folders, tmp_path / "out")
     assert not (tmp_path / "out" / "report.json").exists()
     run_validate(folders, tmp_path / "out")
-    assert jobs == ["score"] * 4 + ["reference"] * 2 + ["time", "memory", "memory"]
+    assert jobs == ["reference"] + ["score"] * 5 + ["time", "memory", "memory"]
     run_validate(folders, tmp_path / "out")
     assert len(jobs) == 9
     slower = make_target().model_copy(update={"threads": 2})
@@ -173,8 +173,7 @@ def test_validate_runs_where_torch_is_not_installed(folders, tmp_path):
         from sieve_edge.report.markdown import write_report
         from sieve_edge.config import Target, Task
         from sieve_edge.task.examples import Example
-        from sieve_edge.device.checks import make_checks
-from sieve_edge.validate import validate
+        from sieve_edge.validate import validate
         pruned, dense, task, target, out = sys.argv[1:]
         task, target, out = Task.model_validate_json(task), Target.model_validate_json(target), Path(out)
         rows = [Example("x", f"Review: {word} Mood:", label) for word, label in (("fine", 1), ("dull", 0))] * 2

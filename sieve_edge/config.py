@@ -226,7 +226,9 @@ class GuidedRecipe(Strict):
     divergence_prompts: PositiveInt = Field(32, description="Prompts of a KL divergence, from the calibration split.")
     swap_rounds: Annotated[int, Field(ge=0)] = Field(1, description="Rounds of swaps for a plan of the last rung.")
     offspring: PositiveInt = Field(8, description="Swaps whose KL divergence is measured in a round.")
-    last_rungs: PositiveInt = Field(2, description="Sizes scored below the smallest one found feasible unrefitted.")
+    last_rungs: PositiveInt = Field(
+        3, description="Sizes scored on the last rung; more only while none of them is feasible."
+    )
     refit_jump: PositiveInt = Field(
         2, description="Steps of the ladder that refit is expected to gain: the first size that is scored after refit."
     )

@@ -3,7 +3,7 @@
 Source: method.md, section 6; rungs and swaps after EvoPress, arXiv 2410.14649.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,7 +82,7 @@ def guide(
         damage  = discarded energy of every choice, corrected by a few measured KLs
         rung    = bisection over the knapsack plans of a ladder of sizes, by KL, by a part of the labels, then by
                   all, to within what refit is expected to gain
-        for a few sizes below it, going on down after a feasible plan and back half the way after another:
+        for a few sizes below it, going on down after a feasible plan and back up after another:
             plan = knapsack plan, improved by swaps that keep its size, by KL on few prompts
             score it on the labels, after refit where refit is on
 
@@ -107,18 +107,37 @@ def guide(
     while high - low > jump:
         middle = (low + high) // 2
         chromosome = ladder.plan(middle)
-        good = chromosome is not None and walk.good(space.ranks(chromosome))
-        low, high = (middle, high) if good else (low, middle)
+        promising = chromosome is not None and walk.good(space.ranks(chromosome))
+        low, high = (middle, high) if promising else (low, middle)
     last = _Scorer(candidates, "refit" if refit else "labels", False, progress)
-    target, failed = low + jump, nothing_left
-    for _ in range(recipe.last_rungs):
-        if not low < target < failed:
-            break
-        chromosome = _improved(ladder, target, candidates, recipe, rng)
-        if chromosome is not None and last.good(space.ranks(chromosome)):
-            low, target = target, target + 1
+
+    def good(rung: int) -> bool:
+        chromosome = _improved(ladder, rung, candidates, recipe, rng)
+        return chromosome is not None and last.good(space.ranks(chromosome))
+
+    last_rungs(low + jump, nothing_left, recipe.last_rungs, good)
+
+
+def last_rungs(start: int, end: int, tries: int, good: Callable[[int], bool]) -> int:
+    """Look for the furthest good rung near a start: on while rungs are good, else back until one is.
+
+    Args:
+        start: First rung to try.
+        end: Rung that is not tried any more.
+        tries: Rungs to try once a good one is known; without one the way back goes on, in longer steps.
+        good: Tries a rung.
+
+    Returns:
+        The furthest good rung; -1 if none is.
+    """
+    known, failed, target, tried = -1, end, start, 0
+    while known < target < failed and (tried < tries or known < 0):
+        tried += 1
+        if good(target):
+            known, target = target, target + 1
         else:
-            failed, target = target, (low + target) // 2
+            failed, target = target, max(target - (1 if tried < tries else 2), known + 1)
+    return known
 
 
 class _Scorer:

@@ -11,7 +11,7 @@ from sieve_edge.search.guided import last_rungs
         (11, 10, 10, [11, 10]),  # one back
         (11, 9, 9, [11, 10, 9]),
         (11, 6, 5, [11, 10, 9, 7, 5]),  # none in the tries: back until one is good
-        (11, -1, -1, [11, 10, 9, 7, 5, 3, 1]),  # none at all
+        (11, -1, -1, [11, 10, 9, 7, 5, 3, 1, 0]),  # none at all
         (0, 0, 0, [0, 1]),
         (19, 20, -1, []),  # nothing left to take away
     ],

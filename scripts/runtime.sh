@@ -30,11 +30,16 @@ processor() { # what NATIVE=ON depends on
 }
 
 key() {
-    { cat $patches/requirement.txt $patches/*.patch constraints.txt && echo "$options" && processor; } | sha256sum | cut -c1-16
+    {
+        cat $patches/requirement.txt $patches/*.patch
+        grep '^scikit_build_core==' constraints.txt
+        echo "$options"
+        processor
+    } | sha256sum | cut -c1-16
 }
 
 apply() { # PATCH FOLDER: exactly, or not at all
-    patch --quiet --strip=1 --fuzz=0 --directory="$2" <"$patches/$1" >&2 \
+    git -C "$2" apply -p1 "$PWD/$patches/$1" >&2 \
         || fail "$1 does not fit this source; it is made for $(grep -o '^llama.*[^ \\]' $patches/requirement.txt)"
 }
 
@@ -45,8 +50,12 @@ build() ( # FOLDER: leaves one wheel there; a subshell, so that its trap is its 
     "$python" -m pip download -qq --no-deps --no-binary :all: --require-hashes -r $patches/requirement.txt -d "$work/sdist" >&2
     tar -xzf "$work"/sdist/*.tar.gz -C "$work"
     source=$(compgen -G "$work/llama_cpp_python-*")
+    # Inside a repository git takes a patch's paths from its root, and passes over those that lie elsewhere.
+    rm -rf "$source/.git" "$source/vendor/llama.cpp/.git"
+    export GIT_CEILING_DIRECTORIES=$work
     apply sdist.patch "$source"
     apply factored-weights.patch "$source/vendor/llama.cpp"
+    grep -q fac_b.weight "$source/vendor/llama.cpp/src/llama-model.cpp" || fail "the patch changed nothing"
     cp $patches/LICENSE "$source/llama_cpp/LICENSE.llama.cpp"
     say "compiling llama.cpp, minutes"
     PIP_CONSTRAINT=$PWD/constraints.txt CMAKE_ARGS=$options CMAKE_BUILD_PARALLEL_LEVEL=${JOBS:-$(nproc)} \
@@ -55,8 +64,8 @@ build() ( # FOLDER: leaves one wheel there; a subshell, so that its trap is its 
 
 main() {
     local cache folder wheel
-    for tool in cmake gcc patch; do
-        command -v "$tool" >/dev/null || fail "$tool is missing; on Debian: apt-get install cmake gcc g++ patch"
+    for tool in cmake gcc g++ git; do
+        command -v "$tool" >/dev/null || fail "$tool is missing; on Debian: apt-get install cmake gcc g++ git"
     done
     cache=${XDG_CACHE_HOME:-$HOME/.cache}/sieve-edge/runtime
     folder=$cache/$(key)

@@ -91,11 +91,7 @@ def _run_prefix(loaded: LoadedModel, prefix: Sequence[int], device: str) -> list
 
 
 def _batches(lengths: Sequence[int], shared: int) -> list[tuple[int, list[int]]]:
-    """Group prompts: a part of them run whole, the others after the prefix that all share.
-
-    Returns:
-        ``(tokens skipped, rows)`` of each batch.
-    """
+    """Group prompts, a part of them whole and the others after their prefix: tokens skipped and rows of each batch."""
     every = _WHOLE_EVERY if shared else 1
     whole = list(range(0, len(lengths), every))
     others = [row for row in range(len(lengths)) if row % every]

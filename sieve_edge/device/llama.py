@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,7 +73,7 @@ class LlamaTextModel:
         model_params.n_gpu_layers = 0
         self._model = self._api.llama_model_load_from_file(str(file).encode(), model_params)
         if not self._model:
-            raise _load_error(file, self._log.text(), self._api.__version__)
+            _refuse(file, self._log.text(), self._api.__version__)
         self._vocab = self._api.llama_model_get_vocab(self._model)
         self._tokens_V = self._api.llama_vocab_n_tokens(self._vocab)
         params = self._api.llama_context_default_params()
@@ -263,15 +263,15 @@ def _close(api: Any, context: Any, model: Any) -> None:
     api.llama_model_free(model)
 
 
-def _load_error(file: Path, said: str, version: str) -> Exception:
+def _refuse(file: Path, said: str, version: str) -> NoReturn:
     with file.open("rb") as opened:
         factored = FACTORED in opened.read(_HEADER_BYTES)
     if factored and PATCHED not in version:
-        return EnvironmentMissing(
+        raise EnvironmentMissing(
             f"{file}: holds factored matrices, which llama.cpp of llama-cpp-python {version} does not know; install "
             "the build with docker/llama.cpp/factored-weights.patch: make runtime"
         )
-    return ArtifactError(f"{file}: llama.cpp cannot load it ({said})")
+    raise ArtifactError(f"{file}: llama.cpp cannot load it ({said})")
 
 
 def quantize(source: Path, out: Path, file_type: int, threads: int) -> None:

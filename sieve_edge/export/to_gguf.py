@@ -44,10 +44,8 @@ def write_gguf(model: Any, tokenizer: Any, name: str, file: Path) -> int:
         file: File to write.
 
     Returns:
-        Number of factored matrices as llama.cpp sees them, a fused stack counting once.
-
-    Raises:
-        ModelError: If the family, its configuration or its tokenizer has no place in a GGUF.
+        Number of factored matrices as llama.cpp sees them, a fused stack counting once. A family, configuration or
+        tokenizer that has no place in a GGUF is a ``ModelError``.
     """
     description = gguf_description(model.config.model_type)
     check_config(model.config, description)

@@ -318,10 +318,10 @@ def test_a_lost_tensor_is_named(written):
 
 def test_a_runtime_without_the_patch_is_named(written, tmp_path):
     _, folder, _, _ = written
-    error = llama._load_error(folder / "pairs.gguf", "missing tensor", "0.3.36")
-    assert isinstance(error, EnvironmentMissing)
-    assert "make runtime" in str(error)
-    assert isinstance(llama._load_error(folder / "merged.gguf", "truncated", "0.3.36"), ArtifactError)
+    with pytest.raises(EnvironmentMissing, match=r"llama-cpp-python 0\.3\.36 does not know.*make runtime"):
+        llama._refuse(folder / "pairs.gguf", "missing tensor", "0.3.36")
+    with pytest.raises(ArtifactError, match="cannot load it"):
+        llama._refuse(folder / "merged.gguf", "truncated", "0.3.36")
     (tmp_path / GGUF).write_bytes((folder / "pairs.gguf").read_bytes()[:5000])
     with pytest.raises(ArtifactError, match=r"llama\.cpp cannot load it"):
         LlamaTextModel(tmp_path / GGUF, 1, 64)

@@ -101,7 +101,8 @@ def validate(
         **_quality(scores, labels, facts, seed),
         **_cost(device, folders, prompts, answers, seed),
         "size_mib": {"source": source_mib, **{name: weights_mib(folder) for name, folder in folders.items()}},
-        "drift": {**drift, "kl_limit": kl_limit(artifact, target)},
+        "max_logit_difference": drift["max_difference"],
+        "drift": {"kl": drift["kl"], "top1": drift["top1"], "kl_limit": kl_limit(artifact, target)},
     }
     result["checks"] = make_checks(result, target, tolerance)
     result["passed"] = all(check["passed"] for check in result["checks"])

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 GOOD = [
     "great",
@@ -133,9 +133,28 @@ def make_tokenizer() -> transformers.PreTrainedTokenizerFast:
     )
 
 
-def make_model(family: str, seed: int = 0) -> Any:
+def make_bpe_tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """Make a byte-level BPE tokenizer, which a GGUF file can hold; words of the toy language are one token here too."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000,
+        min_frequency=1,
+        special_tokens=["<pad>", "<unk>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    words = ["Text: Sentiment: good bad", *(PROMPT.replace("{text}", row.text) for row in sentences(400, seed=5))]
+    tokenizer.train_from_iterator(words, trainer)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+
+
+def make_model(family: str, seed: int = 0, tokens: Any = None) -> Any:
     """Make an untrained pico model of a family."""
-    tokens = make_tokenizer()
+    tokens = tokens or make_tokenizer()
     special = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "vocab_size": len(tokens)}
     if family == "gpt2":
         own = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_inner": 64, "initializer_range": 0.2}
@@ -147,9 +166,9 @@ def make_model(family: str, seed: int = 0) -> Any:
     return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
 
 
-def train(model: Any, seed: int = 0) -> float:
+def train(model: Any, seed: int = 0, tokens: Any = None) -> float:
     """Train a pico model to answer; returns its balanced accuracy on fresh sentences."""
-    tokens = make_tokenizer()
+    tokens = tokens or make_tokenizer()
     answers = torch.tensor([tokens.encode(answer)[0] for answer in ANSWERS.values()])
     data = [_encode(tokens, row) for row in sentences(_TRAINING_SENTENCES, seed=seed + 1000)]
     source = random.Random(seed)
@@ -174,15 +193,16 @@ def train(model: Any, seed: int = 0) -> float:
     return sum(float((predicted == answer)[labels == answer].float().mean()) for answer in answers) / len(answers)
 
 
-def make_pico(family: str, folder: Path, seed: int = 0) -> Path:
+def make_pico(family: str, folder: Path, seed: int = 0, tokens: Any = None) -> Path:
     """Train a pico model of a family and save it with its tokenizer as a Hugging Face directory."""
     assert family in FAMILIES, family
-    model = make_model(family, seed)
-    accuracy = train(model, seed)
+    tokens = tokens or make_tokenizer()
+    model = make_model(family, seed, tokens)
+    accuracy = train(model, seed, tokens)
     if accuracy < 0.9:
         raise RuntimeError(f"pico {family} learned only {accuracy:.3f}, must be 0.9")
     model.save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
+    tokens.save_pretrained(folder)
     return folder
 
 

@@ -36,7 +36,7 @@ def make_checks(result: Mapping[str, Any], target: Target, tolerance: float) -> 
     }
     checks = [
         _check("loss_test", result["loss"]["test"], tolerance, "fraction"),
-        _drift_check(result["drift"]),
+        _drift_check(result),
         _check("faster", pruned["time_per_answer_ms"], dense["time_per_answer_ms"], "ms"),
     ]
     checks[-1]["passed"] = pruned["time_per_answer_ms"] < dense["time_per_answer_ms"]
@@ -60,9 +60,10 @@ def kl_limit(artifact: Path, target: Target) -> float | None:
     return KL_FACTOR * float(read_json(artifact / DRIFT)["kl"]) + KL_MARGIN
 
 
-def _drift_check(drift: Mapping[str, Any]) -> dict[str, Any]:
+def _drift_check(result: Mapping[str, Any]) -> dict[str, Any]:
+    drift = result["drift"]
     if drift["kl_limit"] is None:
-        return _check("max_logit_difference", drift["max_difference"], MAX_LOGIT_DIFFERENCE, "logits")
+        return _check("max_logit_difference", result["max_logit_difference"], MAX_LOGIT_DIFFERENCE, "logits")
     return _check("kl_from_pytorch", drift["kl"], drift["kl_limit"], "nats")
 
 

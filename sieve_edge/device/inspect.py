@@ -11,10 +11,10 @@ from sieve_edge.errors import ArtifactError, EnvironmentMissing
 PATCH = "docker/llama.cpp/factored-weights.patch"
 _PARTS = {
     "embedding": ("token_embd", "embed_tokens", "wte", "wpe"),
-    "head": ("output.weight", "lm_head"),
     "norms": ("norm", "ln_"),
     "attention": ("attn",),
     "mlp": ("ffn", "mlp"),
+    "head": ("output.weight", "lm_head"),
 }
 """Part -> what its tensors' names contain; the first part that fits counts."""
 

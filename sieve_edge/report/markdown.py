@@ -110,7 +110,7 @@ def _footprint(result: Mapping[str, Any]) -> str:
         "## Size and memory\n\n"
         + _table(("MiB", "dense", "pruned"), rows)
         + f"\n\nSource weights: {size['source']:.1f} MiB. Largest difference from the reference logits: "
-        f"{result['drift']['max_difference']:.1e}, KL {result['drift']['kl']:.1e} nats, "
+        f"{result['max_logit_difference']:.1e}, KL {result['drift']['kl']:.1e} nats, "
         f"same most likely token {result['drift']['top1']:.0%}."
     )
 

@@ -21,7 +21,7 @@ KEYS = (
         "report",
         "workload.prompt_tokens",
         "workload.answer_tokens",
-        "drift.max_difference",
+        "max_logit_difference",
         "drift.kl",
         "drift.top1",
     ),
@@ -71,7 +71,7 @@ def test_every_family_ends_in_an_artifact_that_keeps_the_task(built, family):
     assert result["kept_fraction"]["linears"] < 1.0
     assert result["loss"]["selection"] <= 0.05 + 1e-9
     assert result["accuracy"]["dense"]["test"]["corrected"] > 0.8
-    assert result["drift"]["max_difference"] <= 5e-3
+    assert result["max_logit_difference"] <= 5e-3
     assert result["fallbacks"] == []
     assert (Path(result["artifact"]) / "model.onnx").is_file()
     assert Path(result["report"]).is_file()

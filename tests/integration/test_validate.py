@@ -72,7 +72,7 @@ def test_validate_reports_every_figure(folders, tmp_path):
     assert speed["pruned"]["speed_ratio"] > 1.5
     assert result["size_mib"]["pruned"] == (folders["pruned"] / "model.onnx").stat().st_size / 2**20
     assert result["size_mib"]["source"] == 123.0
-    assert result["drift"]["max_difference"] <= 5e-3
+    assert result["max_logit_difference"] <= 5e-3
     checks = {check["name"]: check for check in result["checks"]}
     assert checks["faster"]["passed"]
     assert checks["file_size_mib"]["passed"]
@@ -127,7 +127,8 @@ def test_checks_follow_the_limits():
         "peak_memory_mib": {"pruned": 50.0},
         "size_mib": {"pruned": 5.0},
         "loss": {"test": 0.05},
-        "drift": {"max_difference": 6e-3, "kl": 0.0, "kl_limit": None},
+        "max_logit_difference": 6e-3,
+        "drift": {"kl": 0.0, "top1": 1.0, "kl_limit": None},
     }
     checks = make_checks(result, make_target(time_per_token_p95_ms=3.0, time_to_first_token_ms=8.9), 0.05)
     passed = {check["name"]: check["passed"] for check in checks}

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sieve_edge.errors import ArtifactError, ModelError
+from sieve_edge.errors import ModelError
+from sieve_edge.export.accounting import check_stored
 from sieve_edge.export.gguf_metadata import (
     add_metadata,
     check_config,
@@ -119,24 +120,13 @@ def account(file: Path, tensors: Mapping[str, Tensor]) -> None:
 
     Args:
         file: GGUF file.
-        tensors: What it must hold.
-
-    Raises:
-        ArtifactError: If a tensor is missing, is left over, or has another shape or type.
+        tensors: What it must hold; anything else is an ``ArtifactError``.
     """
     stored = {
         item.name: (item.tensor_type.name, list(map(int, item.shape))[::-1]) for item in gguf.GGUFReader(file).tensors
     }
     wanted = {name: ("F32", list(tensor.shape)) for name, tensor in tensors.items()}
-    problems = [f"{name} is missing" for name in wanted if name not in stored]
-    problems += [f"{name} is left over" for name in stored if name not in wanted]
-    problems += [
-        f"{name} is {stored[name]} instead of {wanted[name]}"
-        for name in wanted
-        if name in stored and stored[name] != wanted[name]
-    ]
-    if problems:
-        raise ArtifactError(f"{file}: {len(problems)} tensors are not accounted for: {'; '.join(problems[:5])}")
+    check_stored(file, stored, wanted)
 
 
 class _RowOrder:

@@ -8,6 +8,7 @@ from onnx import TensorProto, external_data_helper
 from torch import Tensor, nn
 
 from sieve_edge.errors import ArtifactError
+from sieve_edge.export.accounting import check_stored
 from sieve_edge.files import disk_errors
 
 GRAPH = "model.onnx"
@@ -92,15 +93,7 @@ def account(folder: Path, parameters: Mapping[str, Tensor]) -> None:
         name: (list(parameter.shape), int(TensorProto.FLOAT), 4 * parameter.numel())
         for name, parameter in parameters.items()
     }
-    problems = [f"{name} is missing" for name in wanted if name not in stored]
-    problems += [f"{name} is left over" for name in stored if name not in wanted]
-    problems += [
-        f"{name} is {stored[name]} instead of {wanted[name]}"
-        for name in wanted
-        if name in stored and stored[name] != wanted[name]
-    ]
-    if problems:
-        raise ArtifactError(f"{path}: {len(problems)} weights are not accounted for: {'; '.join(problems[:5])}")
+    check_stored(path, stored, wanted)
 
 
 def _external(name: str, tensor: Tensor, offset: int) -> TensorProto:

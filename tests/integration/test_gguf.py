@@ -312,7 +312,7 @@ def test_a_lost_tensor_is_named(written):
     _, folder, pairs, _ = written
     tensors = dict(gguf_tensors(pairs, gguf_description(pairs.config.model_type)))
     tensors["extra"] = tensors.pop("output_norm.weight")
-    with pytest.raises(ArtifactError, match=r"2 tensors are not accounted for: extra is missing; output_norm"):
+    with pytest.raises(ArtifactError, match=r"2 weights are not accounted for: extra is missing; output_norm"):
         account(folder / "pairs.gguf", tensors)
 
 

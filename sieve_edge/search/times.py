@@ -51,6 +51,7 @@ def time_table(
     job = {
         "matrices": [asdict(matrix) for matrix in matrices],
         "threads": target.threads,
+        "runtime": target.runtime,
         "provider": target.execution_provider,
         "layers": len({spec.layer for spec in space.specs}),
         "repeats": target.workload.repeats,

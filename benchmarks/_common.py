@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 
-from sieve_edge.config import Recipe, Target, Task
+from sieve_edge.config import Target, Task
 from sieve_edge.files import write_json
 from sieve_edge.model.load import LoadedModel, load_model
 from sieve_edge.model.source import find_model
 from sieve_edge.pipeline import build
 from sieve_edge.progress import Progress
+from sieve_edge.recipe import Recipe
 from sieve_edge.resolve import load_recipe, load_target, load_task
 from sieve_edge.stages import Run
 from sieve_edge.task.examples import Example, load_splits, splits_sha256

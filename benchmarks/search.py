@@ -14,13 +14,14 @@ import numpy as np
 
 from benchmarks._common import Demo, finish, load_demo, options
 from sieve_edge.artifacts import read_plan
-from sieve_edge.config import Recipe, Task
+from sieve_edge.config import Task
 from sieve_edge.files import read_json, read_jsonl
 from sieve_edge.fuse import load_fused
 from sieve_edge.model.flat import TorchTextModel
 from sieve_edge.pipeline import build
 from sieve_edge.progress import Progress
 from sieve_edge.protocols import Float64
+from sieve_edge.recipe import Recipe
 from sieve_edge.resolve import load_recipe
 from sieve_edge.stages import Run
 from sieve_edge.task.evaluate import balanced_accuracy, predict

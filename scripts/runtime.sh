@@ -26,6 +26,7 @@ fail() { say "$*"; exit 5; }
 
 processor() { # what NATIVE=ON depends on
     uname -m
+    # A processor whose file names no flags is told apart by uname alone.
     if [[ $native == ON ]]; then grep -m1 -E '^(flags|Features)' /proc/cpuinfo || true; fi
 }
 

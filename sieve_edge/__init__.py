@@ -20,11 +20,11 @@ class Stage(NamedTuple):
 
 
 STAGES: tuple[Stage, ...] = (
-    Stage("calibrate", (), "Gram matrices, Fisher matrices and the dense model's scores", 2, True),
+    Stage("calibrate", (), "Gram matrices, Fisher matrices and the dense model's scores", 3, True),
     Stage("learn", ("calibrate",), "projection bank", 2, True),
-    Stage("search", ("calibrate", "learn"), "pruning plan", 2, False),
+    Stage("search", ("calibrate", "learn"), "pruning plan", 3, False),
     Stage("fuse", ("calibrate", "learn", "search"), "Hugging Face checkpoint", 2, False),
     Stage("export", ("calibrate", "fuse"), "deployable folder, dense and pruned", 2, False),
-    Stage("validate", ("search", "fuse", "export"), "report", 1, False),
+    Stage("validate", ("search", "fuse", "export"), "report", 2, False),
 )
 """Stages in order. ``shared`` stages do not depend on the target and are content-addressed."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from sieve_edge.artifacts import MatrixSpec, PruningPlan
-from sieve_edge.config import Recipe, Task
+from sieve_edge.config import Task
 from sieve_edge.errors import ArtifactError
 from sieve_edge.files import write_json
 from sieve_edge.model.bank import ProjectionBank
@@ -25,6 +25,7 @@ from sieve_edge.model.statistics import narrow_side
 from sieve_edge.model.tensors import tensor_disk_errors
 from sieve_edge.progress import Progress
 from sieve_edge.protocols import Float64
+from sieve_edge.recipe import Recipe
 from sieve_edge.task.evaluate import fit_prior, measure
 from sieve_edge.task.examples import Example, label_ids
 from sieve_edge.task.likelihood import label_log_likelihoods

@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from sieve_edge.config import Recipe, Strict, Target, Task
+from sieve_edge.config import Strict, Target, Task
 from sieve_edge.errors import ConfigError, EnvironmentMissing
+from sieve_edge.recipe import Recipe
 
 Config = TypeVar("Config", bound=Strict)
 

@@ -13,11 +13,12 @@ import numpy as np
 
 from sieve_edge.artifacts import MANIFEST, read_manifest, read_plan
 from sieve_edge.compute import Compute
-from sieve_edge.config import Recipe, Target, Task
+from sieve_edge.config import Target, Task
 from sieve_edge.files import digest
 from sieve_edge.model.source import ModelSource
 from sieve_edge.progress import Progress
 from sieve_edge.protocols import Float64
+from sieve_edge.recipe import Recipe
 from sieve_edge.resolve import settings_json
 from sieve_edge.task.examples import Example, label_ids, load_splits, splits_sha256
 

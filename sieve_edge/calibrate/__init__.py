@@ -12,13 +12,14 @@ import torch
 
 from sieve_edge.calibrate.fishers import DONE, gather_fishers
 from sieve_edge.calibrate.grams import gather_grams
-from sieve_edge.config import Recipe, Task
+from sieve_edge.config import Task
 from sieve_edge.errors import CalibrationError, TaskError
 from sieve_edge.files import disk_errors
 from sieve_edge.model.flat import TorchTextModel
 from sieve_edge.model.load import LoadedModel
 from sieve_edge.model.statistics import Moments, load_moments, save_moments
 from sieve_edge.progress import Progress
+from sieve_edge.recipe import Recipe
 from sieve_edge.task.evaluate import accuracy_interval, balanced_accuracy, fit_prior, predict
 from sieve_edge.task.examples import Example, count_by_source, label_ids
 from sieve_edge.task.likelihood import label_log_likelihoods

@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sieve_edge.config import Recipe, Task
+from sieve_edge.config import Task
 from sieve_edge.model.flat import cache_of, flat_forward
 from sieve_edge.model.load import LoadedModel
 from sieve_edge.model.statistics import FISHER_PROMPTS, FISHER_TOKENS, Checkpoint, Moments
 from sieve_edge.model.watch import watch_fishers
 from sieve_edge.progress import Progress
+from sieve_edge.recipe import Recipe
 from sieve_edge.task.examples import Example, label_ids
 from sieve_edge.task.likelihood import length_batches, pad_left, shared_prefix
 

@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sieve_edge.config import LearnRecipe, Recipe, Task
+from sieve_edge.config import Task
 from sieve_edge.model.flat import flat_forward
 from sieve_edge.model.load import LoadedModel
 from sieve_edge.model.statistics import Checkpoint, Moments, narrow_side
 from sieve_edge.model.watch import watch_grams
 from sieve_edge.progress import Progress
+from sieve_edge.recipe import LearnRecipe, Recipe
 from sieve_edge.task.likelihood import pad_left, prefix_and_tails
 
 GRAM_BATCH_TOKENS = 2048

@@ -27,7 +27,7 @@ from sieve_edge.export.gguf_metadata import (
 )
 from sieve_edge.export.gguf_tokenizer import add_tokenizer
 from sieve_edge.files import disk_errors
-from sieve_edge.model.factored import FactoredLinear, StackPart
+from sieve_edge.model.factored import FactoredLinear
 from sieve_edge.model.matrices import known_architectures
 
 FORMAT_KEY = "sieve_edge.factored.version"
@@ -94,8 +94,8 @@ def gguf_tensors(model: Any, description: Mapping[str, Any]) -> Iterator[tuple[s
         if module.storage != "pair":
             raise ModelError(f"{path}: storage {module.storage}; a GGUF holds pairs: set the target's storage to pair")
         done.update(id(parameter) for parameter in module.parameters())
-        parts = _stack(model, path)
-        fused = description.get("fused", {}).get(_kind(model, path))
+        kind, parts = _stack(model, path)
+        fused = description.get("fused", {}).get(kind)
         bases = [_name(names, part) for part in parts]
         if fused and len(parts) > 1:
             bases = [f"{bases[0].rsplit('.', 1)[0]}.{fused}"]
@@ -144,21 +144,12 @@ class _RowOrder:
         return halves.transpose(1, 2).reshape(rows_OX.shape)
 
 
-def _stack(model: Any, path: str) -> list[str]:
-    """List the paths of a stack, its leader's first."""
-    leader, parent = model.get_submodule(path), path.rsplit(".", 1)[0]
-    others = [
-        (module.index, f"{parent}.{name}")
-        for name, module in model.get_submodule(parent).named_children()
-        if isinstance(module, StackPart) and module.belongs_to(leader)
-    ]
-    return [path, *(other for _, other in sorted(others))]
-
-
-def _kind(model: Any, path: str) -> str:
-    architecture = known_architectures()[model.config.model_type]
-    kinds: dict[str, dict[str, Any]] = architecture["matrices"]
-    return next(kind for kind, entry in kinds.items() if path.endswith(entry["parts"][0]))
+def _stack(model: Any, path: str) -> tuple[str, list[str]]:
+    """Name the matrix that a module leads, and the paths of its parts."""
+    matrices: dict[str, dict[str, Any]] = known_architectures()[model.config.model_type]["matrices"]
+    kind, parts = next((kind, entry["parts"]) for kind, entry in matrices.items() if path.endswith(entry["parts"][0]))
+    prefix = path.removesuffix(parts[0])
+    return kind, [prefix + part for part in parts]
 
 
 def _split(value: Tensor, module: FactoredLinear) -> tuple[Tensor, ...]:

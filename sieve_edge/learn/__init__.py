@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from sieve_edge.artifacts import MatrixSpec
-from sieve_edge.config import LearnRecipe
 from sieve_edge.learn.baselines import gradient_post, gradient_pre, input_pca, weight_svd
 from sieve_edge.learn.projections import Factors, damped, project_input_side, project_output_side, relative_error
 from sieve_edge.model.bank import ProjectionBank, factors_file, write_fitted, write_nested
@@ -16,6 +15,7 @@ from sieve_edge.model.load import LoadedModel
 from sieve_edge.model.matrices import stacked_weight
 from sieve_edge.model.statistics import CalibrationStats, narrow_side
 from sieve_edge.progress import Progress
+from sieve_edge.recipe import LearnRecipe
 
 
 def learn(

@@ -256,17 +256,6 @@ class StackPart(nn.Module):
         self._leader = (leader,)
         self.index = index
 
-    def belongs_to(self, leader: nn.Module) -> bool:
-        """Say whether this is a part of a leader's stack.
-
-        Args:
-            leader: Any module.
-
-        Returns:
-            Whether it is.
-        """
-        return self._leader[0] is leader
-
     def forward(self, hidden_BTI: Tensor) -> Tensor:
         """Return this part.
 

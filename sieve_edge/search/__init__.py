@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from sieve_edge.artifacts import FRONT, PruningPlan
-from sieve_edge.config import Recipe, Target
+from sieve_edge.config import Target
 from sieve_edge.files import write_json
 from sieve_edge.model.bank import ProjectionBank
 from sieve_edge.model.levels import Ranks, ranks_at
 from sieve_edge.progress import Progress
+from sieve_edge.recipe import Recipe
 from sieve_edge.search.budgets import Budget
 from sieve_edge.search.candidates import Candidates
 from sieve_edge.search.genetic import evolve

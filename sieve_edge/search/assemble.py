@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sieve_edge.config import Recipe, SearchRecipe, Target, Task
+from sieve_edge.config import Target, Task
 from sieve_edge.device.times import TimeTable
 from sieve_edge.model.bank import ProjectionBank
 from sieve_edge.model.flat import TorchTextModel
@@ -16,6 +16,7 @@ from sieve_edge.model.refit import refit_settings
 from sieve_edge.model.statistics import CalibrationStats
 from sieve_edge.progress import Progress
 from sieve_edge.protocols import Float64
+from sieve_edge.recipe import Recipe, SearchRecipe
 from sieve_edge.search.budgets import Budget, check_reachable, params_budget, time_budget
 from sieve_edge.search.candidates import Acceptance, Candidates, Reference
 from sieve_edge.search.executor import Executor

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sieve_edge.config import GeneticRecipe
 from sieve_edge.files import append_jsonl, read_jsonl
+from sieve_edge.recipe import GeneticRecipe
 from sieve_edge.search.budgets import Budget, first_exceeded
 from sieve_edge.search.candidates import Candidates
 from sieve_edge.search.fitness import fitness

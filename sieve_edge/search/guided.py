@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sieve_edge.config import GuidedRecipe
 from sieve_edge.model.bank import ProjectionBank
 from sieve_edge.model.levels import Ranks
 from sieve_edge.progress import Progress
+from sieve_edge.recipe import GuidedRecipe
 from sieve_edge.search.budgets import Budget, params_budget
 from sieve_edge.search.candidates import Candidates
 from sieve_edge.search.probing import measured_damage

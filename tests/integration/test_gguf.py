@@ -7,9 +7,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from sieve_edge.device import llama
 from sieve_edge.device.llama import GGUF, LlamaTextModel, runtime
@@ -22,99 +21,15 @@ from sieve_edge.export.gguf_tokenizer import add_tokenizer
 from sieve_edge.export.quantize_gguf import quantize_gguf, tensor_types
 from sieve_edge.export.to_gguf import FORMAT_KEY, account, gguf_tensors, write_gguf
 from sieve_edge.files import read_json
-from sieve_edge.model.factored import FactoredLinear, install_
 from sieve_edge.model.flat import TorchTextModel
-from sieve_edge.model.matrices import find_matrices, known_architectures, stacked_bias
+from sieve_edge.model.matrices import known_architectures
 from sieve_edge.task.likelihood import label_log_likelihoods
-from tests.pico import PROMPT, sentences
+from tests.pico import PROMPT
+from tests.tiny_gguf import TEXTS, TOKENIZER, factor, make_model, train_pieces
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: make runtime")
 
 FAMILIES = [family for family, entry in known_architectures().items() if "gguf" in entry]
-TEXTS = [PROMPT.replace("{text}", row.text) for row in sentences(24, seed=3)]
-HIDDEN, RANK = 64, 32
-SIZES = {
-    "hidden_size": HIDDEN,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.1,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-    "pad_token_id": 1,
-}
-OWN = {
-    "mistral": {"sliding_window": None},
-    "qwen3": {"head_dim": 32},
-    "gemma3_text": {
-        "head_dim": 32,
-        "query_pre_attn_scalar": 32,
-        "sliding_window": 8,
-        "layer_types": ["sliding_attention", "full_attention"],
-    },
-}
-
-
-def train_bytes(vocab_size=400):
-    """A byte-level tokenizer, as most families have."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=["<s>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(TEXTS, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
-
-
-def train_pieces():
-    """A tokenizer of characters that falls back on bytes, as SentencePiece models have."""
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    trainer = trainers.BpeTrainer(
-        vocab_size=500,
-        special_tokens=["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))],
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(TEXTS, trainer)
-    stored = tokenizer.to_str()
-    tokenizer = Tokenizer.from_str(stored)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
-
-
-TOKENIZER = train_bytes()
-
-
-def make_model(family, **fields):
-    config = AutoConfig.for_model(family, **(SIZES | OWN.get(family, {}) | {"vocab_size": len(TOKENIZER)} | fields))
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
-    for parameter in model.parameters():
-        # Biases and norms that are not 0 and 1, so that a lost or swapped one shows.
-        parameter.data.add_(torch.randn_like(parameter) * 0.02)
-    return model.requires_grad_(False)
-
-
-def factor(model, family, rank=RANK):
-    """Give a model random pairs; returns it, and a dense one with their products."""
-    pairs, merged = copy.deepcopy(model), copy.deepcopy(model)
-    for spec in find_matrices(model, family):
-        bias = stacked_bias(model, spec)
-        leader = FactoredLinear(spec.in_features, spec.part_features, rank, bias=bias is not None)
-        leader.requires_grad_(False)
-        leader.up.weight.mul_(2.0)
-        if bias is not None:
-            leader.bias.copy_(bias)
-        install_(pairs, spec.paths, leader)
-        blocks = (leader.up.weight @ leader.down.weight).split(list(spec.part_features))
-        for path, block in zip(spec.paths, blocks, strict=True):
-            merged.get_submodule(path).weight.copy_(block)
-    return pairs, merged
 
 
 def logits(model, ids):

@@ -10,7 +10,6 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from sieve_edge.artifacts import PruningPlan, read_manifest, read_plan
-from sieve_edge.config import Recipe
 from sieve_edge.errors import ArtifactError
 from sieve_edge.export.check import check_folder
 from sieve_edge.export.to_onnx import write_graph
@@ -25,6 +24,7 @@ from sieve_edge.model.matrices import count_params, linear_params, stacked_weigh
 from sieve_edge.model.source import find_model
 from sieve_edge.model.switchable import install_switchable_, switch_
 from sieve_edge.progress import Progress
+from sieve_edge.recipe import Recipe
 from sieve_edge.resolve import load_task
 from sieve_edge.search.space import plan_id
 from sieve_edge.task.examples import load_splits

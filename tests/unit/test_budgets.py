@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from sieve_edge.artifacts import MatrixSpec
-from sieve_edge.config import SearchRecipe
 from sieve_edge.device.times import DENSE, TimedMatrix, TimeTable, make_table
 from sieve_edge.errors import ArtifactError, LimitMissed
 from sieve_edge.model.levels import kept_params
+from sieve_edge.recipe import SearchRecipe
 from sieve_edge.search.assemble import search_budgets
 from sieve_edge.search.budgets import first_exceeded, shown, time_budget, timed_matrix
 from sieve_edge.search.candidates import Acceptance, Scored, Verdict

@@ -63,9 +63,9 @@ def test_no_stage_depends_on_it(make_run):
 
 @pytest.fixture
 def make_run(tmp_path):
-    from sieve_edge.config import Recipe
     from sieve_edge.model.source import ModelSource
     from sieve_edge.progress import Progress
+    from sieve_edge.recipe import Recipe
     from sieve_edge.resolve import load_target, load_task
 
     target = load_target("x86-cpu")

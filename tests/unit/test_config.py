@@ -8,8 +8,9 @@ import yaml
 from click.testing import CliRunner
 
 from sieve_edge.cli import cli
-from sieve_edge.config import Recipe, Target
+from sieve_edge.config import Target
 from sieve_edge.errors import ConfigError
+from sieve_edge.recipe import Recipe
 from sieve_edge.resolve import (
     EXPORTS_THAT_SKIP,
     check_search,

@@ -1,0 +1,158 @@
+"""How a build is done: everything that is neither the model, the task nor the device.
+
+Every field's description is the reference for ``--set``.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from sieve_edge.config import Fraction, PositiveFloat, PositiveInt, Probability, Strict
+
+
+class LearnRecipe(Strict):
+    """How projections are found."""
+
+    method: Literal["closed_form", "gradient", "weight_svd", "input_pca"] = Field(
+        "closed_form",
+        description="closed_form is optimal, gradient the paper's; weight_svd (LASER), input_pca (SliceGPT) compare.",
+    )
+    output_metric: Literal["fisher", "identity"] = Field(
+        "fisher", description="Metric of the output error: Fisher information of the answer, or plain least squares."
+    )
+    fisher_prompts: PositiveInt = Field(
+        256,
+        description="Prompts with one backward pass each for the Fisher metric; what a prefix that all share adds is "
+        "taken from an eighth of them.",
+    )
+    fisher_damping: Annotated[float, Field(gt=0.0)] = Field(
+        0.3, description="Identity added to the Fisher matrix, as a fraction of its mean eigenvalue."
+    )
+    gradient_weight: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.9,
+        description="With the Fisher metric: share of the Gram matrix in which a token weighs as much as the gradient "
+        "at its output; 0 weighs all tokens alike.",
+    )
+    relative_cut: Annotated[float, Field(gt=0.0, lt=1e-3)] = Field(
+        1e-12, description="Eigenvalues of a Gram matrix below this fraction of the largest count as zero."
+    )
+    gradient_steps: PositiveInt = Field(300, description="Steps of Adam for one (matrix, rank) of the gradient method.")
+
+
+class GeneticRecipe(Strict):
+    """The paper's genetic algorithm, its constants as defaults (LLM-Sieve, section 4.2.2)."""
+
+    population: Annotated[int, Field(ge=2)] = Field(100, description="Chromosomes in a generation, a count.")
+    crossover_probability: Probability = Field(0.5, description="With which two parents swap their right parts.")
+    mutation_probability: Probability = Field(0.002, description="With which a gene moves one step of the grid.")
+    kappa: PositiveFloat = Field(50.0, description="Steepness of the punishment below the accuracy needed, eq. (7).")
+    patience: PositiveInt = Field(10, description="Generations over which the best fitness is looked at.")
+    patience_change: PositiveFloat = Field(
+        0.05, description="Stop when the best fitness rose by less than this fraction over these generations."
+    )
+    max_tokens: PositiveInt | None = Field(None, description="Stop when this many tokens were forwarded.")
+
+
+class GuidedRecipe(Strict):
+    """The guided search: knapsack plans of falling size, few of them scored."""
+
+    ladder_step: Annotated[float, Field(gt=0.0, le=0.25)] = Field(
+        0.05, description="Fraction of the linears between two sizes that are tried."
+    )
+    probes: Annotated[int, Field(ge=0)] = Field(
+        2, description="Matrices of each kind whose KL divergence is measured to check the damage table."
+    )
+    divergence_prompts: PositiveInt = Field(32, description="Prompts of a KL divergence, from the calibration split.")
+    swap_rounds: Annotated[int, Field(ge=0)] = Field(1, description="Rounds of swaps for a plan of the last rung.")
+    offspring: PositiveInt = Field(8, description="Swaps whose KL divergence is measured in a round.")
+    last_rungs: PositiveInt = Field(
+        3, description="Sizes scored on the last rung; more only while none of them is feasible."
+    )
+    refit_jump: PositiveInt = Field(
+        2, description="Steps of the ladder that refit is expected to gain: the first size that is scored after refit."
+    )
+
+
+class SearchRecipe(Strict):
+    """How the pruning plan is found."""
+
+    strategy: Literal["guided", "genetic", "uniform"] = Field(
+        "guided",
+        description="guided: knapsack plans, refitted; genetic: the paper's; uniform: bisection on one factor for all.",
+    )
+    resolution: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        0.05, description="How closely the uniform strategy finds its factor, between two levels of the grid."
+    )
+    batch_tokens: PositiveInt = Field(
+        1024, description="Tokens scored in one batch; fixed, so that scores do not depend on the machine."
+    )
+    part: PositiveInt = Field(200, description="Selection examples after which a hopeless candidate is given up.")
+    accept: Literal["interval", "point"] = Field(
+        "interval",
+        description="A plan is accepted by the upper end of the paired interval of its loss, or by the loss itself.",
+    )
+    confidence: Annotated[float, Field(ge=0.5, lt=1.0)] = Field(
+        0.8, description="One-sided confidence of that interval."
+    )
+    stop_confidence: Annotated[float, Field(ge=0.5, lt=1.0)] = Field(
+        0.95, description="Confidence with which a candidate must lose too much to be given up early."
+    )
+    refit: bool = Field(
+        True, description="Restore the outputs from the pruned model's inputs; the last rung is scored after it."
+    )
+    refit_prompts: Annotated[int, Field(ge=10)] = Field(
+        200, description="Prompts that refit runs over, from the calibration split; a fifth is held out."
+    )
+    allow_skip: bool = Field(
+        False,
+        description="Whether guided and genetic may leave out whole attention and MLP blocks; the target's format must "
+        "hold that.",
+    )
+    front: bool = Field(
+        False, description="Keep the plans that no other one beats in size and accuracy; --plan N fuses one."
+    )
+    max_params: PositiveInt | None = Field(None, description="Most parameters of the model, embeddings included.")
+    max_size_mib: PositiveFloat | None = Field(None, description="Largest size of the weights, in MiB.")
+    max_time_per_answer_ms: PositiveFloat | None = Field(
+        None, description="Largest time for one answer, in ms, by the target's time table."
+    )
+    max_time_per_token_ms: PositiveFloat | None = Field(
+        None, description="Largest time for one decode step, in ms, by the target's time table."
+    )
+    genetic: GeneticRecipe = Field(default_factory=GeneticRecipe, description="Constants of the genetic strategy.")
+    guided: GuidedRecipe = Field(default_factory=GuidedRecipe, description="Sizes of the guided strategy.")
+
+    @property
+    def limits_time(self) -> bool:
+        """Whether a time is limited, so that a time table is needed."""
+        return self.max_time_per_answer_ms is not None or self.max_time_per_token_ms is not None
+
+
+class Recipe(Strict):
+    """Everything that is not the model, the task or the target."""
+
+    tolerance: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        0.05, description="Allowed relative loss of the task's score; the paper uses 0.01 to 0.05."
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of the splits and of every random choice.")
+    threads: PositiveInt = Field(
+        2, description="Torch threads of calibrate, learn, search and fuse; recorded, since sums depend on it."
+    )
+    device: str = Field("cpu", description="Torch device of calibrate, learn, search and fuse.")
+    calibration_tokens: Annotated[int, Field(ge=1)] = Field(
+        20_000,
+        description="Tokens of prompts and answers that the statistics are gathered over; the paper uses 200000.",
+    )
+    grid: tuple[Fraction, ...] = Field(
+        (1.0, 0.9, 0.75, 0.6, 0.5, 0.35, 0.25, 0.2, 0.1, 0.05),
+        description="Pruning factors that the search may choose from (LLM-Sieve, section 4.2.2).",
+    )
+    learn: LearnRecipe = Field(default_factory=LearnRecipe, description="How projections are found.")
+    search: SearchRecipe = Field(default_factory=SearchRecipe, description="How the plan is found.")
+
+    @field_validator("grid")
+    @classmethod
+    def _falling_from_one(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if len(value) < 2 or value[0] != 1.0 or list(value) != sorted(set(value), reverse=True):
+            raise ValueError("must start at 1.0 and fall strictly")
+        return value

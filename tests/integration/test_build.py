@@ -158,3 +158,16 @@ def test_plain_pairs_go_through_too(pico, toy_task, toy_target, tmp_path):
     assert done.returncode in (0, 4), done.stderr
     layout = json.loads((tmp_path / "run" / "fuse" / "config.json").read_text())["layout"]
     assert {entry["storage"] for entry in layout.values()} <= {"pair"}
+
+
+def test_inspect_tells_the_parts_of_an_onnx_folder(built):
+    folder, _ = built("llama")
+    plan = read_json(folder / "search" / "plan.json")
+    facts = last_json(command("inspect", folder / "export" / "pruned"))
+    assert (facts["format"], facts["loads_in"][0]) == ("onnx", "onnxruntime")
+    ranks = {rank for rank in plan["ranks"].values() if rank is not None}
+    assert ranks
+    assert set(facts["ranks"].values()) == ranks
+    assert len(facts["ranks"]) == sum(rank is not None for rank in plan["ranks"].values())
+    assert set(facts["parts"]) >= {"embedding", "attention", "mlp", "norms"}
+    assert facts["bits_per_weight"] == 32.0

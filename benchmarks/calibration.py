@@ -9,7 +9,7 @@ import time
 import numpy as np
 
 from benchmarks._common import Demo, finish, load_demo, options
-from sieve_edge.calibrate.grams import GRAM_BATCH_TOKENS, needed_sides, run_prefix, run_with_answers
+from sieve_edge.calibrate.grams import GRAM_BATCH_TOKENS, gather_prefix, needed_sides, run_with_answers
 from sieve_edge.model.statistics import Moments
 from sieve_edge.task.likelihood import prefix_and_tails
 
@@ -43,7 +43,7 @@ def _pass(demo: Demo, prompts: list[list[int]], *, gather: bool) -> float:
     moments = Moments()
     prefix, batches = prefix_and_tails(prompts, GRAM_BATCH_TOKENS)
     begun = time.perf_counter()
-    past = run_prefix(demo.loaded, sides, moments, prefix, len(prompts), "cpu")
+    past = gather_prefix(demo.loaded, sides, moments, prefix, len(prompts), "cpu")
     for batch in batches:
         run_with_answers(demo.loaded, sides, moments, past, batch, demo.task.max_new_tokens, "cpu")
     return time.perf_counter() - begun

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks._common import finish, load_demo, options
 from sieve_edge.artifacts import MatrixSpec
-from sieve_edge.calibrate.grams import GRAM_BATCH_TOKENS, run_prefix, run_with_answers
+from sieve_edge.calibrate.grams import GRAM_BATCH_TOKENS, gather_prefix, run_with_answers
 from sieve_edge.learn.baselines import gradient_post, gradient_pre, input_pca, weight_svd
 from sieve_edge.learn.projections import project_input_side, project_output_side, relative_error, roots
 from sieve_edge.model.factored import rank_for
@@ -38,7 +38,7 @@ def main() -> None:
     sides = {spec.name: () for spec in demo.loaded.specs} | {spec.name: ("input",) for spec in specs}
     prompts = demo.prompts("calibration", 60 if arguments.quick else 280)
     prefix, batches = prefix_and_tails(prompts, GRAM_BATCH_TOKENS)
-    past = run_prefix(demo.loaded, sides, moments, prefix, len(prompts), "cpu")
+    past = gather_prefix(demo.loaded, sides, moments, prefix, len(prompts), "cpu")
     for batch in batches:
         run_with_answers(demo.loaded, sides, moments, past, batch, demo.task.max_new_tokens, "cpu")
     grams = moments.full()

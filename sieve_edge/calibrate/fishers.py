@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sieve_edge.config import Task
-from sieve_edge.model.flat import cache_of, flat_forward
+from sieve_edge.model.flat import cache_of, run_prefix
 from sieve_edge.model.load import LoadedModel
 from sieve_edge.model.statistics import FISHER_PROMPTS, FISHER_TOKENS, Checkpoint, Moments
 from sieve_edge.model.watch import watch_fishers
@@ -59,7 +59,8 @@ def gather_fishers(
     examples = calibration[: recipe.learn.fisher_prompts]
     prompts = [loaded.encode(example.prompt) + answers[0][:common] for example in examples]
     shared = shared_prefix(prompts)
-    past = _run_prefix(loaded, prompts[0][:shared], recipe.device)
+    with torch.no_grad():
+        past = run_prefix(loaded.model, prompts[0][:shared], recipe.device)
     batches = _batches([len(prompt) for prompt in prompts], shared)
     whole = sum(len(rows) for skipped, rows in batches if skipped == 0)
     checkpoint = Checkpoint(state)
@@ -80,15 +81,6 @@ def gather_fishers(
                 checkpoint.offer(moments.sums, {"grams": DONE, "fishers": str(index + 1)})
             advance(len(rows))
     return len(prompts)
-
-
-@torch.inference_mode()
-def _run_prefix(loaded: LoadedModel, prefix: Sequence[int], device: str) -> list[Tensor]:
-    if not prefix:
-        return []
-    ids_1T = torch.tensor([list(prefix)], device=device)
-    positions_1T = torch.arange(len(prefix), device=device)[None]
-    return flat_forward(loaded.model, ids_1T, torch.ones_like(ids_1T), positions_1T, [], 1)[1]
 
 
 def _batches(lengths: Sequence[int], shared: int) -> list[tuple[int, list[int]]]:
@@ -141,8 +133,7 @@ def _answer_loss(
     """
     seen = past[0].shape[2] if past else 0
     ids_BT, mask_BT, positions_BT = (torch.from_numpy(array).to(device) for array in pad_left(prompts, seen))
-    # Copies, since what inference mode made cannot be part of a backward pass.
-    present = [tensor.repeat(len(prompts), 1, 1, 1) for tensor in past]
+    present = [tensor.expand(len(prompts), *tensor.shape[1:]) for tensor in past]
     with torch.enable_grad():
         embedded = loaded.model.get_input_embeddings()(ids_BT).detach().requires_grad_(True)
         output = loaded.model(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sieve_edge.config import Task
-from sieve_edge.model.flat import flat_forward
+from sieve_edge.model.flat import flat_forward, run_prefix
 from sieve_edge.model.load import LoadedModel
 from sieve_edge.model.statistics import Checkpoint, Moments, narrow_side
 from sieve_edge.model.watch import watch_grams
@@ -65,7 +65,7 @@ def gather_grams(
         return
     prefix, batches = prefix_and_tails(prompts, GRAM_BATCH_TOKENS)
     # A pass that goes on has counted the prefix already.
-    past = run_prefix(loaded, sides, moments, prefix, len(prompts) if start == 0 else 0, recipe.device)
+    past = gather_prefix(loaded, sides, moments, prefix, len(prompts) if start == 0 else 0, recipe.device)
     checkpoint = Checkpoint(state)
     with progress.task("gather Gram matrices", len(prompts), "prompts") as advance:
         for index, batch in enumerate(batches):
@@ -76,7 +76,7 @@ def gather_grams(
 
 
 @torch.inference_mode()
-def run_prefix(
+def gather_prefix(
     loaded: LoadedModel,
     sides: Mapping[str, tuple[str, ...]],
     moments: Moments,
@@ -99,12 +99,9 @@ def run_prefix(
     """
     if not prefix:
         return []
-    ids_1T = torch.tensor([list(prefix)], device=device)
-    ones_1T = torch.ones_like(ids_1T)
-    positions_1T = torch.arange(len(prefix), device=device)[None]
-    with watch_grams(loaded.model, loaded.specs, sides, moments, ones_1T.bool, count):
-        _, past = flat_forward(loaded.model, ids_1T, ones_1T, positions_1T, [], 1)
-    return past
+    real_1T = torch.ones(1, len(prefix), dtype=torch.bool, device=device)
+    with watch_grams(loaded.model, loaded.specs, sides, moments, lambda: real_1T, count):
+        return run_prefix(loaded.model, prefix, device)
 
 
 @torch.inference_mode()

@@ -90,17 +90,23 @@ def _inspect_onnx(path: Path) -> dict[str, Any]:
         shape = tuple(item.dims)[::-1] if item.name.endswith(".transposed") else tuple(item.dims)
         kind = onnx.TensorProto.DataType.Name(item.data_type)
         tensors.append(StoredTensor(item.name.removesuffix(".transposed"), shape, kind, int(external["length"])))
-    ranks = {}
-    for item in tensors:
-        matrix, _, factor = item.name.removesuffix(".weight").rpartition(".")
-        if factor == "down" and item.name.replace(".down.weight", ".up.weight") in {other.name for other in tensors}:
-            ranks[matrix] = item.shape[0]
-        elif factor == "coef":
-            sizes = {other.name: other.shape for other in tensors if other.name.startswith(f"{matrix}.")}
-            ranks[matrix] = sizes[f"{matrix}.up.weight"][1] if f"{matrix}.up.weight" in sizes else item.shape[1]
     about = {"format": "onnx", "name": path.parent.name, "architecture": None}
     loads_in = ["onnxruntime", "optimum (ORTModelForCausalLM)", "onnxruntime-genai"]
-    return {**about, "loads_in": loads_in, **_figures(size, tensors), "ranks": ranks}
+    return {**about, "loads_in": loads_in, **_figures(size, tensors), "ranks": _onnx_ranks(tensors)}
+
+
+def _onnx_ranks(tensors: Iterable[StoredTensor]) -> dict[str, int]:
+    """Read the rank of each factored linear off the shape of the factor that is stored whole."""
+    shapes = {item.name: item.shape for item in tensors}
+    ranks = {}
+    for name in shapes:
+        matrix = name.removesuffix(".weight").rpartition(".")[0]
+        up, down, coef = (shapes.get(f"{matrix}.{part}.weight") for part in ("up", "down", "coef"))
+        if up and (down or coef):
+            ranks[matrix] = up[1]
+        elif down and coef:
+            ranks[matrix] = down[0]
+    return ranks
 
 
 def _figures(file_bytes: int, tensors: Iterable[StoredTensor]) -> dict[str, Any]:

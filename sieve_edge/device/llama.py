@@ -123,8 +123,9 @@ class LlamaTextModel:
         self._take_back(view)
         real_BT = attention_mask[:, -width:].astype(bool)
         kept = logits_to_keep or width
-        wanted_BT = real_BT & (np.arange(width) >= width - kept)
-        logits = np.zeros((batch, width, self._tokens_V), dtype=np.float32)
+        first = width - kept
+        wanted_BT = real_BT & (np.arange(width) >= first)
+        logits = np.zeros((batch, kept, self._tokens_V), dtype=np.float32)
         # Row by row, so that a part that is too long for one call ends between tokens of one row.
         places = np.argwhere(real_BT)
         sequences = np.asarray(view.rows.ids, dtype=np.int32)[places[:, 0]]
@@ -133,10 +134,10 @@ class LlamaTextModel:
             rows, columns = places[part].T
             outputs = wanted_BT[rows, columns]
             found = self._decode(input_ids[rows, columns], position_ids[rows, columns], sequences[part], outputs)
-            logits[rows[outputs], columns[outputs]] = found
+            logits[rows[outputs], columns[outputs] - first] = found
         lengths = tuple(int(length) for length in np.asarray(view.lengths) + real_BT.sum(1))
         view.rows.filled = lengths
-        return logits[:, width - kept :], [_Past(view.rows, lengths)]
+        return logits, [_Past(view.rows, lengths)]
 
     def repeat(self, past: Sequence[Any], batch: int) -> list[Any]:
         """Give every row of a batch the same past.

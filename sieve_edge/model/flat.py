@@ -46,6 +46,24 @@ def flat_forward(
     return output.logits, present
 
 
+def run_prefix(model: Any, prefix: Sequence[int], device: str) -> list[Tensor]:
+    """Run the tokens that all prompts share, once.
+
+    Args:
+        model: transformers model.
+        prefix: Token ids; empty for none.
+        device: Torch device.
+
+    Returns:
+        Keys and values, one row; empty without a prefix.
+    """
+    if not prefix:
+        return []
+    ids_1T = torch.tensor([list(prefix)], device=device)
+    positions_1T = torch.arange(len(prefix), device=device)[None]
+    return flat_forward(model, ids_1T, torch.ones_like(ids_1T), positions_1T, [], 1)[1]
+
+
 def cache_of(past: Sequence[Tensor]) -> DynamicCache:
     """Make transformers' cache of a flat one.
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sieve_edge.calibrate import fishers
+from sieve_edge.model.flat import run_prefix
 from sieve_edge.model.load import load_model
 from sieve_edge.model.source import find_model
 from sieve_edge.model.statistics import Moments
@@ -27,7 +28,7 @@ def test_a_cached_prefix_changes_nothing_after_it(pico, family):
     after = torch.ones(3, 9)
     after[:, : len(PREFIX)] = 0.0
     expected = gather(loaded, whole, [], after)
-    found = gather(loaded, TAILS, fishers._run_prefix(loaded, PREFIX, "cpu"), torch.ones(3, 3))
+    found = gather(loaded, TAILS, run_prefix(loaded.model, PREFIX, "cpu"), torch.ones(3, 3))
     assert set(found) == set(expected)
     for name, value in expected.items():
         scale = float(value.abs().max())

@@ -8,7 +8,8 @@ PY := .venv/bin/python
 # The runtime that the target's file asks for; TARGET is a shipped name or a YAML file.
 asks = $(shell grep -s '^$(1)' $(wildcard targets/$(TARGET).yaml $(TARGET)) /dev/null)
 ONNX := $(if $(call asks,execution_provider: CUDA),onnx-gpu,onnx)
-RUNTIME := $(if $(call asks,format: gguf),gguf,$(ONNX))
+GGUF := $(if $(call asks,runtime: llama.cpp-stock),gguf-stock,gguf)
+RUNTIME := $(if $(call asks,format: gguf),$(GGUF),$(ONNX))
 BENCHMARKS := $(patsubst benchmarks/%.py,%,$(filter-out benchmarks/_% benchmarks/readme.py,$(wildcard benchmarks/*.py)))
 
 help:  ## List the commands and their variables

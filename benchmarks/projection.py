@@ -16,7 +16,7 @@ from sieve_edge.artifacts import MatrixSpec
 from sieve_edge.calibrate.grams import GRAM_BATCH_TOKENS, gather_prefix, run_with_answers
 from sieve_edge.learn.baselines import gradient_post, gradient_pre, input_pca, weight_svd
 from sieve_edge.learn.projections import project_input_side, project_output_side, relative_error, roots
-from sieve_edge.model.factored import rank_for
+from sieve_edge.model.levels import rank_for
 from sieve_edge.model.matrices import stacked_weight
 from sieve_edge.model.statistics import Moments
 from sieve_edge.task.likelihood import prefix_and_tails

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Builds llama-cpp-python with a llama.cpp that loads factored weights, once per machine, and prints the wheel's path.
 #
-#   scripts/runtime.sh
+#   scripts/runtime.sh          with the patch
+#   scripts/runtime.sh stock    as it is, with the same options
 #
 # PYTHON   interpreter with pip that builds it (default: .venv/bin/python)
 # NATIVE   ON (default) uses every instruction of this processor; OFF for a wheel that must run on others
@@ -13,6 +14,7 @@ set -Eeuo pipefail
 cd "$(dirname "$0")/.."
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 
+readonly variant=${1:-factored}
 readonly python=${PYTHON:-.venv/bin/python} native=${NATIVE:-ON} patches=docker/llama.cpp
 # Virtual machines show AMX and fault on its first instruction, so it stays out.
 readonly no_amx='-mno-amx-tile -mno-amx-int8 -mno-amx-bf16'
@@ -32,6 +34,7 @@ processor() { # what NATIVE=ON depends on
 
 key() {
     {
+        if [[ $variant == stock ]]; then echo stock; fi
         cat $patches/requirement.txt $patches/*.patch
         grep '^scikit_build_core==' constraints.txt
         echo "$options"
@@ -39,8 +42,8 @@ key() {
     } | sha256sum | cut -c1-16
 }
 
-apply() { # PATCH FOLDER: exactly, or not at all
-    git -C "$2" apply -p1 "$PWD/$patches/$1" >&2 \
+apply() { # PATCH FOLDER [OPTION]: exactly, or not at all
+    git -C "$2" apply -p1 ${3:-} "$PWD/$patches/$1" >&2 \
         || fail "$1 does not fit this source; it is made for $(grep -o '^llama.*[^ \\]' $patches/requirement.txt)"
 }
 
@@ -54,9 +57,13 @@ build() ( # FOLDER: leaves one wheel there; a subshell, so that its trap is its 
     # Inside a repository git takes a patch's paths from its root, and passes over those that lie elsewhere.
     rm -rf "$source/.git" "$source/vendor/llama.cpp/.git"
     export GIT_CEILING_DIRECTORIES=$work
-    apply sdist.patch "$source"
-    apply factored-weights.patch "$source/vendor/llama.cpp"
-    grep -q fac_b.weight "$source/vendor/llama.cpp/src/llama-model.cpp" || fail "the patch changed nothing"
+    if [[ $variant == stock ]]; then
+        apply sdist.patch "$source" --include=CMakeLists.txt
+    else
+        apply sdist.patch "$source"
+        apply factored-weights.patch "$source/vendor/llama.cpp"
+        grep -q fac_b.weight "$source/vendor/llama.cpp/src/llama-model.cpp" || fail "the patch changed nothing"
+    fi
     cp $patches/LICENSE "$source/llama_cpp/LICENSE.llama.cpp"
     say "compiling llama.cpp, minutes"
     PIP_CONSTRAINT=$PWD/constraints.txt CMAKE_ARGS=$options CMAKE_BUILD_PARALLEL_LEVEL=${JOBS:-$(nproc)} \
@@ -65,6 +72,7 @@ build() ( # FOLDER: leaves one wheel there; a subshell, so that its trap is its 
 
 main() {
     local cache folder wheel
+    [[ $variant == factored || $variant == stock ]] || fail "'$variant' must be stock, or left out"
     for tool in cmake gcc g++ git; do
         command -v "$tool" >/dev/null || fail "$tool is missing; on Debian: apt-get install cmake gcc g++ git"
     done

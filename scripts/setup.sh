@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Makes .venv hold this checkout with the extras given, at the versions of constraints.txt.
 #
-#   scripts/setup.sh EXTRA...        extras of pyproject.toml, or "demo" for the demo's model and data
+#   scripts/setup.sh EXTRA...        extras of pyproject.toml, "gguf-stock" for gguf with llama.cpp as it is, or "demo"
+#                                    for the demo's model and data
 #
 # PYTHON       interpreter to start from (default: python3.11, else a python3 that is new enough)
 # TORCH_INDEX  a package index to look for torch in, beside the configured one
@@ -46,14 +47,15 @@ install_extras() { # EXTRA...
         say "$(pinned torch)${TORCH_INDEX:+ from TORCH_INDEX}"
         pip install -qq --no-compile -c constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} "$(pinned torch)"
     fi
-    # The build that loads factored weights goes before sieve-edge, which would fetch the stock source.
-    if [[ " $* " == *" gguf "* ]]; then
-        local wheel
-        wheel=$(PYTHON=$venv/bin/python scripts/runtime.sh)
+    # Our build of llama.cpp goes before sieve-edge, which would fetch the source and build it with other options.
+    if [[ " $* " == *" gguf"* ]]; then
+        local wheel variant=""
+        if [[ " $* " == *" gguf-stock "* ]]; then variant=stock; fi
+        wheel=$(PYTHON=$venv/bin/python scripts/runtime.sh $variant)
         pip install -qq --no-compile -c constraints.txt "$wheel"
     fi
     local list package=.
-    list=$(printf '%s\n' "$@" | sed '/^demo$/d' | paste -sd,)
+    list=$(printf '%s\n' "$@" | sed '/^demo$/d; s/^gguf-stock$/gguf/' | paste -sd,)
     if [[ -n $list ]]; then package=".[$list]"; fi
     say "sieve-edge$(printf ' + %s' "$@")"
     pip install -qq --no-compile -c constraints.txt "$(pinned setuptools)"
@@ -84,10 +86,14 @@ main() {
     fi
     for extra in $previous; do
         # What was installed stays so, but for the runtime that another one replaces.
-        if [[ $extra == onnx* && $wanted == *" onnx"* || $wanted == *" $extra "* ]]; then continue; fi
+        if [[ $wanted == *" ${extra%%-*}"* ]]; then continue; fi
         wanted+="$extra "
     done
-    if [[ $wanted == *" onnx "* && $wanted == *" onnx-gpu "* ]]; then fail "extras onnx and onnx-gpu exclude each other"; fi
+    for extra in onnx-gpu gguf-stock; do
+        if [[ $wanted == *" ${extra%%-*} "* && $wanted == *" $extra "* ]]; then
+            fail "extras ${extra%%-*} and $extra exclude each other"
+        fi
+    done
     make_venv
     rm -f "$stamp"
     for extra in onnx onnx-gpu; do

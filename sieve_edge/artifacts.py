@@ -43,6 +43,8 @@ class MatrixSpec:
         out_features: O of the stack.
         in_features: I.
         side: ``"pre"`` (before a non-linearity, reads the residual stream) or ``"post"`` (writes to it).
+        source: The matrix that makes its inputs, where both are pruned in width together and count as one.
+        unit: Neighbouring inputs that only go together when it is pruned in width.
     """
 
     name: str
@@ -51,6 +53,8 @@ class MatrixSpec:
     out_features: int
     in_features: int
     side: str
+    source: "MatrixSpec | None" = None
+    unit: int = 1
 
     @property
     def kind(self) -> str:
@@ -64,13 +68,15 @@ class MatrixSpec:
 
     @property
     def params(self) -> int:
-        """Parameters of the dense matrix, biases left out."""
-        return self.out_features * self.in_features
+        """Parameters of the dense matrix and of its source, biases left out."""
+        return self.out_features * self.in_features + (self.source.params if self.source else 0)
 
 
 @dataclass(frozen=True)
 class PruningPlan:
     """What the search decided: a rank for every matrix, ``None`` where it stays dense, 0 where its block is left out.
+
+    With storage ``"width"`` a rank is the number of inputs that a matrix keeps, and its source makes only those.
 
     ``kept_linears`` is the fraction of the four matrices' parameters that are kept (rho); ``kept_model`` the fraction
     of all parameters. Accuracies and the loss are of the selection split, after prior correction, and after refit

@@ -51,14 +51,19 @@ class Workload(Strict):
     )
 
 
+_STORAGES = {"onnxruntime": ("pair", "pivoted"), "llama.cpp": ("pair",), "llama.cpp-stock": ("width",)}
+"""Runtime -> how it can hold a pruned matrix."""
+
+
 class Target(Strict):
     """One device: what runs there, how, and what it must meet."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")] = Field(description="Name of the target.")
     description: str = Field(description="One line that says which device this is.")
     format: Literal["onnx", "gguf"] = Field(description="File format of the artifact.")
-    runtime: Literal["onnxruntime", "llama.cpp"] = Field(
-        description="Runtime that loads the artifact on the device; llama.cpp with the patch for factored weights."
+    runtime: Literal["onnxruntime", "llama.cpp", "llama.cpp-stock"] = Field(
+        description="Runtime that loads the artifact on the device; llama.cpp with the patch for factored weights, or "
+        "as it is (stock)."
     )
     quantization: Literal["F32", "F16", "Q8_0", "Q5_K_M", "Q4_K_M", "Q4_0"] = Field(
         "F32", description="Type of the stored weights, by llama.cpp's names; ONNX files are F32."
@@ -67,9 +72,10 @@ class Target(Strict):
         "CPUExecutionProvider", description="ONNX Runtime execution provider; another one at run time is an error."
     )
     threads: PositiveInt = Field(description="Threads that the runtime may use, a count.")
-    storage: Literal["pair", "pivoted"] = Field(
+    storage: Literal["pair", "pivoted", "width"] = Field(
         "pivoted",
-        description="How a factored matrix is stored: two factors (pair), or less what pivots make known.",
+        description="How a pruned matrix is stored: as two factors (pair), as these less what pivots make known, or "
+        "dense with fewer channels and heads (width).",
     )
     rank_multiple: PositiveInt = Field(description="Ranks are rounded down to a multiple of this.")
     rank_multiple_reason: str = Field(description="Why this multiple suits the device.")
@@ -81,13 +87,14 @@ class Target(Strict):
     @model_validator(mode="after")
     def _fits_together(self) -> "Target":
         allowed: dict[str, tuple[str, ...]] = {
-            "runtime": ("onnxruntime",) if self.format == "onnx" else ("llama.cpp",),
-            "storage": ("pair", "pivoted") if self.format == "onnx" else ("pair",),
+            "runtime": ("onnxruntime",) if self.format == "onnx" else ("llama.cpp", "llama.cpp-stock"),
+            "storage": _STORAGES[self.runtime],
             "quantization": ("F32",) if self.format == "onnx" else (self.quantization,),
             "execution_provider": (self.execution_provider,) if self.format == "onnx" else ("CPUExecutionProvider",),
         }
         problems = [
-            f"{name}: {getattr(self, name)}, must be {' or '.join(values)} for format {self.format}"
+            f"{name}: {getattr(self, name)}, must be {' or '.join(values)} for format {self.format} and runtime "
+            f"{self.runtime}"
             for name, values in allowed.items()
             if getattr(self, name) not in values
         ]

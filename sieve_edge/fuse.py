@@ -14,15 +14,16 @@ from sieve_edge.config import Task
 from sieve_edge.errors import ArtifactError
 from sieve_edge.files import write_json
 from sieve_edge.model.bank import ProjectionBank
-from sieve_edge.model.factored import FactoredLinear, factored_params, install_
+from sieve_edge.model.factored import FactoredLinear, install_
 from sieve_edge.model.flat import TorchTextModel, flat_forward
 from sieve_edge.model.hf import write_sieve_config
-from sieve_edge.model.levels import SKIPPED, Ranks
+from sieve_edge.model.levels import SKIPPED, Ranks, stored_params
 from sieve_edge.model.load import LoadedModel, shared_copy
 from sieve_edge.model.matrices import count_params, linear_params, stacked_bias
 from sieve_edge.model.pivots import pivot
 from sieve_edge.model.statistics import narrow_side
 from sieve_edge.model.tensors import tensor_disk_errors
+from sieve_edge.model.widths import narrow_
 from sieve_edge.progress import Progress
 from sieve_edge.protocols import Float64
 from sieve_edge.recipe import Recipe
@@ -107,7 +108,7 @@ def install_plan_(
         specs: Its matrices.
         bank: Their projections.
         ranks: The plan.
-        storage: ``"pair"`` or ``"pivoted"``.
+        storage: ``"pair"``, ``"pivoted"`` or ``"width"``.
 
     Returns:
         ``(layout for the checkpoint's configuration, fallbacks, largest absolute pivot coefficient)``.
@@ -118,6 +119,9 @@ def install_plan_(
     for spec in specs:
         rank = ranks[spec.name]
         if rank is None:
+            continue
+        if spec.source is not None:
+            layout |= narrow_(model, spec, *bank.at(spec.name, rank))
             continue
         bias_O = None if rank == SKIPPED else stacked_bias(model, spec)
         module, coefficient = factored_matrix(spec, bank, rank, storage, bias_O)
@@ -199,23 +203,20 @@ def load_fused(folder: Path, device: str) -> Any:
 def _check_params(model: Any, loaded: LoadedModel, layout: dict[str, Any], ranks: Ranks) -> dict[str, float]:
     """Compare the parameters that are there with the formula's, and say which fractions are kept."""
     linears = linear_params(loaded.specs)
-    kept = biases = 0
+    kept = 0
     for spec in loaded.specs:
-        if ranks[spec.name] == SKIPPED:
-            parts: list[Any] = [loaded.model.get_submodule(path) for path in spec.paths]
-            biases += sum(part.bias.numel() for part in parts if part.bias is not None)
-        entry = layout.get(spec.name)
-        storage = "pair" if entry is None or entry["storage"] == "pair" else "pivoted"
-        kept += (
-            spec.params
-            if entry is None
-            else factored_params(entry["rank"], spec.out_features, spec.in_features, storage)
-        )
+        stored = layout.get(spec.name, {}).get("storage", "pair")
+        storage = {"pair": "pair", "narrow": "width"}.get(stored, "pivoted")
+        kept += stored_params(spec, ranks[spec.name], storage)
     dense, counted = count_params(loaded.model), count_params(model)
-    formula = dense - linears - biases + kept
+    formula = dense - linears - _biases(loaded.model) + _biases(model) + kept
     if counted != formula:
         raise ArtifactError(f"the fused model holds {counted} parameters, the formula gives {formula}")
     return {"linears": kept / linears, "model": counted / dense}
+
+
+def _biases(model: Any) -> int:
+    return sum(parameter.numel() for name, parameter in model.named_parameters() if name.endswith(".bias"))
 
 
 def _save(model: Any, tokenizer: Any, layout: dict[str, Any], out: Path) -> None:

@@ -112,7 +112,8 @@ def check_search(target: Target, recipe: Recipe) -> None:
         recipe: Settings.
 
     Raises:
-        ConfigError: If blocks may be skipped or a time is limited, and the format cannot have that; all at once.
+        ConfigError: If blocks may be skipped or a time is limited, and the format cannot have that, or the method
+            does not suit the storage; all at once.
     """
     problems = []
     if recipe.search.allow_skip and not EXPORTS_THAT_SKIP[target.format]:
@@ -120,6 +121,10 @@ def check_search(target: Target, recipe: Recipe) -> None:
         problems.append(
             f"search.allow_skip: true, but format {target.format} of target {target.name} cannot hold skipped blocks "
             f"(only {able}); leave it false, or choose another target"
+        )
+    if target.storage == "width" and recipe.learn.method != "closed_form":
+        problems.append(
+            f"learn.method: {recipe.learn.method}, must be closed_form for storage width of target {target.name}"
         )
     if recipe.search.limits_time and target.format not in FORMATS_WITH_TIMES:
         problems.append(

@@ -4,7 +4,7 @@ Heavy imports stand inside the functions, so that looking at a finished run is q
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,14 +66,18 @@ class Run:
 
     @cached_property
     def loaded(self) -> "LoadedModel":
-        """The dense model; no stage changes it."""
+        """The dense model, its matrices as the target's storage prunes them; no stage changes it."""
         import torch
 
         from sieve_edge.model.load import load_model
+        from sieve_edge.model.widths import width_specs
 
         torch.set_num_threads(self.recipe.threads)
         self.progress.say(f"  loading {self.source.reference}")
-        return load_model(self.source, self.recipe.device)
+        loaded = load_model(self.source, self.recipe.device)
+        if self.target.storage != "width":
+            return loaded
+        return replace(loaded, specs=width_specs(loaded.specs, loaded.model.config))
 
     def folder(self, verb: str) -> Path:
         """Name a stage's folder.
@@ -103,7 +107,9 @@ def stage_settings(verb: str, run: Run) -> dict[str, Any]:
         case "calibrate":
             gathered = {name: learn[name] for name in ("method", "output_metric", "fisher_prompts")}
             lengths = {"calibration_tokens": recipe["calibration_tokens"], "max_new_tokens": task["max_new_tokens"]}
-            return {**_scoring(run), **gathered, **lengths}
+            # Pairs and pivots share their statistics; widths need others.
+            sides = {"storage": "width"} if target["storage"] == "width" else {}
+            return {**_scoring(run), **gathered, **lengths, **sides}
         case "learn":
             return {"threads": recipe["threads"], "device": recipe["device"], **learn, "ranks": _gradient_levels(run)}
         case "search":

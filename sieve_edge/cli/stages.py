@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from sieve_edge import STAGES
+from sieve_edge.cli.merged import check_merged, write_merged
 from sieve_edge.errors import LimitMissed
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -87,12 +88,17 @@ def stage_commands() -> list[click.Command]:
 def _stage_command(verb: str, writes: str) -> click.Command:
     @click.command(name=verb, help=f"Run the pipeline up to {verb}: {writes}.")
     @_with_options
-    def command(**options: Any) -> None:
-        run, manifests = _run(until=verb, **options)
+    def command(merged: bool = False, **options: Any) -> None:
+        run, manifests = _run(until=verb, merged=merged, **options)
         manifest = manifests[verb]
         summary = {"stage": verb, "folder": str(run.folder(verb)), "key": manifest.key, "metrics": manifest.metrics}
+        if merged:
+            summary["merged"] = write_merged(run)
         click.echo(json.dumps(summary, separators=(",", ":")))
 
+    if verb == "export":
+        told = "Also write merged/model.gguf, which holds the factors' dense products: no smaller or faster than dense."
+        command = click.option("--merged", is_flag=True, help=told)(command)
     return command
 
 
@@ -104,6 +110,7 @@ def _run(
     run_dir: Path | None,
     plan: int | None,
     settings: tuple[str, ...],
+    merged: bool = False,
     **compute: Any,
 ) -> Any:
     from sieve_edge.model.source import find_model
@@ -113,6 +120,8 @@ def _run(
     from sieve_edge.stages import Run
 
     the_target = load_target(target)
+    if merged:
+        check_merged(the_target)
     the_task = load_task(task or the_target.task)
     recipe = load_recipe(settings)
     the_compute = _compute(recipe.device, **compute)

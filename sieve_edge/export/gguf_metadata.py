@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sieve_edge.errors import ModelError
-from sieve_edge.model.matrices import known_architectures
+from sieve_edge.model.matrices import decoder_layers, known_architectures
 
 PLAIN_ROPE = ("default", "linear", "llama3")
 """Kinds of rotary embedding that are written; the others scale attention too."""
@@ -102,6 +102,38 @@ def metadata(config: Any, description: Mapping[str, Any]) -> dict[str, Any]:
         "attention.sliding_window": window,
         "attention.sliding_window_pattern": [kind == "sliding_attention" for kind in config.layer_types],
         "rope.freq_base_swa": float(local["rope_theta"]),
+    }
+
+
+def narrow_fields(model: Any, description: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """List the metadata of layers that differ in width.
+
+    Args:
+        model: transformers model.
+        description: As from ``gguf_description``.
+        fields: As from ``metadata``.
+
+    Returns:
+        Key -> a value for each layer; empty where all layers have the configuration's widths.
+
+    Raises:
+        ModelError: If llama.cpp has no graph for such layers of this family.
+    """
+    matrices = known_architectures()[model.config.model_type]["matrices"]
+    inputs = {
+        kind: [layer.get_submodule(matrices[kind]["parts"][0]).in_features for layer in decoder_layers(model)]
+        for kind in ("o", "down")
+    }
+    heads, shared = fields["attention.head_count"], fields["attention.head_count_kv"]
+    counts = [width // fields["attention.value_length"] for width in inputs["o"]]
+    if set(counts) == {heads} and set(inputs["down"]) == {fields["feed_forward_length"]}:
+        return {}
+    if "width" not in description:
+        raise ModelError(f"model family '{model.config.model_type}': llama.cpp has no graph for layers of other widths")
+    return {
+        "feed_forward_length": inputs["down"],
+        "attention.head_count": counts,
+        "attention.head_count_kv": [count * shared // heads for count in counts],
     }
 
 

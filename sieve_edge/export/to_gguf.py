@@ -23,6 +23,7 @@ from sieve_edge.export.gguf_metadata import (
     check_config,
     gguf_description,
     metadata,
+    narrow_fields,
     rope_factors,
 )
 from sieve_edge.export.gguf_tokenizer import add_tokenizer
@@ -50,6 +51,10 @@ def write_gguf(model: Any, tokenizer: Any, name: str, file: Path) -> int:
     """
     description = gguf_description(model.config.model_type)
     check_config(model.config, description)
+    fields = metadata(model.config, description)
+    narrow = narrow_fields(model, description, fields)
+    if narrow:
+        description = {**description, **description["width"]}
     tensors = dict(gguf_tensors(model, description))
     factored = sum(tensor.endswith(".fac_b.weight") for tensor in tensors)
     with disk_errors(file):
@@ -59,7 +64,7 @@ def write_gguf(model: Any, tokenizer: Any, name: str, file: Path) -> int:
         writer.add_file_type(int(gguf.LlamaFileType.ALL_F32))
         if factored:
             writer.add_uint32(FORMAT_KEY, FORMAT_VERSION)
-        add_metadata(writer, description["architecture"], metadata(model.config, description))
+        add_metadata(writer, description["architecture"], {**fields, **narrow})
         add_tokenizer(writer, tokenizer, model.config.vocab_size)
         for tensor, value in tensors.items():
             writer.add_tensor(tensor, np.ascontiguousarray(value.detach().float().numpy()))
@@ -94,7 +99,7 @@ def gguf_tensors(model: Any, description: Mapping[str, Any]) -> Iterator[tuple[s
         if module.storage != "pair":
             raise ModelError(f"{path}: storage {module.storage}; a GGUF holds pairs: set the target's storage to pair")
         done.update(id(parameter) for parameter in module.parameters())
-        kind, parts = _stack(model, path)
+        kind, parts = stack_at(model, path)
         fused = description.get("fused", {}).get(kind)
         bases = [_name(names, part) for part in parts]
         if fused and len(parts) > 1:
@@ -144,8 +149,16 @@ class _RowOrder:
         return halves.transpose(1, 2).reshape(rows_OX.shape)
 
 
-def _stack(model: Any, path: str) -> tuple[str, list[str]]:
-    """Name the matrix that a module leads, and the paths of its parts."""
+def stack_at(model: Any, path: str) -> tuple[str, list[str]]:
+    """Name the matrix that a module leads.
+
+    Args:
+        model: transformers model of a known family.
+        path: Path of the module.
+
+    Returns:
+        ``(kind, paths of the stack's parts)``.
+    """
     matrices: dict[str, dict[str, Any]] = known_architectures()[model.config.model_type]["matrices"]
     kind, parts = next((kind, entry["parts"]) for kind, entry in matrices.items() if path.endswith(entry["parts"][0]))
     prefix = path.removesuffix(parts[0])

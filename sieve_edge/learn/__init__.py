@@ -10,6 +10,7 @@ from torch import Tensor
 from sieve_edge.artifacts import MatrixSpec
 from sieve_edge.learn.baselines import gradient_post, gradient_pre, input_pca, weight_svd
 from sieve_edge.learn.projections import Factors, damped, project_input_side, project_output_side, relative_error
+from sieve_edge.learn.widths import keep_inputs
 from sieve_edge.model.bank import ProjectionBank, factors_file, write_fitted, write_nested
 from sieve_edge.model.load import LoadedModel
 from sieve_edge.model.matrices import stacked_weight
@@ -90,6 +91,8 @@ def nested_factors(spec: MatrixSpec, weight_OI: Tensor, stats: CalibrationStats,
     if recipe.output_metric == "fisher":
         moment_DD, trace = stats.fisher(spec.name)
         metric_DD = damped(moment_DD, identity_DD, trace, spec.out_features, recipe.fisher_damping)
+    if spec.source is not None:
+        return keep_inputs(weight_OI, gram_DD, metric_DD, spec.unit)
     project = project_input_side if side == "input" else project_output_side
     return project(weight_OI, gram_DD, metric_DD, recipe.relative_cut)
 

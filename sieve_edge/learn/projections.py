@@ -97,7 +97,7 @@ def project_input_side(weight_OI: Tensor, gram_II: Tensor, metric_II: Tensor, re
     down_RI = basis_IR.T @ inverse_II
     up_RO = basis_IR.T @ root_II @ weight_OI.T
     energy = float(values_I.clamp(min=0.0).sum())
-    return Factors(down_RI, up_RO, _tail(values_I.flip(0), len(order)), energy, found)
+    return Factors(down_RI, up_RO, tail(values_I.flip(0), len(order)), energy, found)
 
 
 def project_output_side(weight_OI: Tensor, output_gram_OO: Tensor, metric_OO: Tensor, relative_cut: float) -> Factors:
@@ -123,7 +123,7 @@ def project_output_side(weight_OI: Tensor, output_gram_OO: Tensor, metric_OO: Te
     down_RI = basis_OR.T @ root_OO @ weight_OI
     up_RO = basis_OR.T @ inverse_OO
     energy = float(values_O.clamp(min=0.0).sum())
-    return Factors(down_RI, up_RO, _tail(values_O.flip(0), len(order)), energy, found)
+    return Factors(down_RI, up_RO, tail(values_O.flip(0), len(order)), energy, found)
 
 
 def relative_error(weight_OI: Tensor, approximate_OI: Tensor, gram_II: Tensor) -> float:
@@ -146,7 +146,16 @@ def relative_error(weight_OI: Tensor, approximate_OI: Tensor, gram_II: Tensor) -
     return float(lost / total)
 
 
-def _tail(values_D: Tensor, ranks: int) -> Tensor:
+def tail(values_D: Tensor, ranks: int) -> Tensor:
+    """Turn energies into relative errors.
+
+    Args:
+        values_D: Energy that each further rank gains.
+        ranks: Largest rank.
+
+    Returns:
+        Share of the energy that is lost at ranks 0 to ``ranks``, (ranks + 1,).
+    """
     energy_D = values_D.clamp(min=0.0)
     kept_R = torch.cat([energy_D.new_zeros(1), energy_D.cumsum(0)])[: ranks + 1]
     return (1.0 - kept_R / energy_D.sum()).clamp(min=0.0)

@@ -1,68 +1,15 @@
-"""Factored linears and their arithmetic.
+"""Factored and narrow linears.
 
 This file travels inside every checkpoint, so it imports nothing but torch.
 
 Dimension key: B batch, T tokens, I in_features, O out_features of the whole stack, R rank.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-
-def factored_params(rank: int, out_features: int, in_features: int, storage: str) -> int:
-    """Count what a factored matrix stores.
-
-    Args:
-        rank: R.
-        out_features: O.
-        in_features: I.
-        storage: ``"pair"`` or ``"pivoted"``.
-
-    Returns:
-        Parameters, the bias left out.
-
-    Source:
-        LLM-Sieve, section 4.1 (pair); PIFA, arXiv 2501.19090 (pivoted).
-    """
-    saved = rank if storage == "pivoted" else 0
-    return rank * (out_features + in_features - saved)
-
-
-def rank_for(factor: float, out_features: int, in_features: int, storage: str, multiple: int) -> int | None:
-    """Find the rank that keeps at most a fraction of a matrix's parameters.
-
-    Args:
-        factor: Fraction of the parameters kept, in (0, 1].
-        out_features: O.
-        in_features: I.
-        storage: ``"pair"`` or ``"pivoted"``.
-        multiple: The rank is rounded down to a multiple of this, but never to zero.
-
-    Returns:
-        The rank, or None where the matrix stays dense: at factor 1, and where the factors
-        would store as much as the dense matrix.
-
-    Raises:
-        ValueError: If ``factor`` is outside (0, 1].
-
-    Source:
-        method.md, section 5.
-    """
-    if not 0.0 < factor <= 1.0:
-        raise ValueError(f"factor {factor} must be in (0, 1]")
-    if factor == 1.0:
-        return None
-    budget = factor * out_features * in_features
-    both = out_features + in_features
-    exact = (both - math.sqrt(both * both - 4.0 * budget)) / 2.0 if storage == "pivoted" else budget / both
-    rank = max(int(exact + 1e-9) // multiple, 1) * multiple
-    fits = rank < min(out_features, in_features)
-    smaller = factored_params(rank, out_features, in_features, storage) < out_features * in_features
-    return rank if fits and smaller else None
 
 
 class StackLeader(nn.Module):
@@ -283,13 +230,38 @@ def install_(model: nn.Module, paths: Sequence[str], leader: StackLeader) -> Non
         model.set_submodule(path, StackPart(leader, index))
 
 
+def install_narrow_(
+    model: nn.Module, paths: Sequence[str], in_features: int, part_features: Sequence[int], bias: bool
+) -> list[nn.Linear]:
+    """Put empty dense linears of other widths in place of a stack's parts.
+
+    Args:
+        model: Model that is changed in place.
+        paths: Module paths of the stack's parts.
+        in_features: I.
+        part_features: Output features of each part.
+        bias: Whether the parts have biases.
+
+    Returns:
+        The new parts.
+    """
+    parts = [nn.Linear(in_features, features, bias=bias) for features in part_features]
+    for path, part in zip(paths, parts, strict=True):
+        model.set_submodule(path, part.requires_grad_(False))
+    return parts
+
+
 def install_layout_(model: nn.Module, layout: Mapping[str, Mapping[str, Any]]) -> None:
-    """Put empty factored linears where a checkpoint has them.
+    """Put empty linears where a checkpoint has others than its base family.
 
     Args:
         model: Dense model that is changed in place.
-        layout: Matrix name -> ``paths`` and the arguments of ``FactoredLinear``.
+        layout: Matrix name -> ``paths``, ``storage`` and the arguments of ``FactoredLinear``, or with storage
+            ``"narrow"`` those of ``install_narrow_``.
     """
     for entry in layout.values():
-        arguments = {name: value for name, value in entry.items() if name != "paths"}
-        install_(model, entry["paths"], FactoredLinear(**arguments))
+        if entry.get("storage") == "narrow":
+            install_narrow_(model, **{name: value for name, value in entry.items() if name != "storage"})
+        else:
+            arguments = {name: value for name, value in entry.items() if name != "paths"}
+            install_(model, entry["paths"], FactoredLinear(**arguments))

@@ -29,9 +29,10 @@ def narrow_side(spec: MatrixSpec) -> str:
         spec: A matrix.
 
     Returns:
-        ``"input"`` before a non-linearity, where the stack is wider than its input; else ``"output"``.
+        ``"input"`` before a non-linearity, where the stack is wider than its input, and for width pruning, which
+        chooses inputs; else ``"output"``.
     """
-    return "input" if spec.side == "pre" else "output"
+    return "input" if spec.side == "pre" or spec.source is not None else "output"
 
 
 class Moments:

@@ -8,8 +8,7 @@ from functools import cache
 from sieve_edge.artifacts import MatrixSpec
 from sieve_edge.device.times import DENSE, TimedMatrix, TimeTable
 from sieve_edge.errors import LimitMissed
-from sieve_edge.model.factored import factored_params
-from sieve_edge.model.levels import SKIPPED, Ranks
+from sieve_edge.model.levels import SKIPPED, Ranks, stored_params
 from sieve_edge.model.statistics import narrow_side
 from sieve_edge.search.space import SearchSpace
 
@@ -108,7 +107,7 @@ def params_budget(name: str, storage: str, each: float, fixed: float, limit: flo
 
     Args:
         name: Setting that asks for it.
-        storage: ``"pair"`` or ``"pivoted"``.
+        storage: ``"pair"``, ``"pivoted"`` or ``"width"``.
         each: Cost of one parameter.
         fixed: Cost of everything else.
         limit: Largest cost allowed.
@@ -119,9 +118,7 @@ def params_budget(name: str, storage: str, each: float, fixed: float, limit: flo
     """
 
     def cost(spec: MatrixSpec, rank: int | None) -> float:
-        if rank is None:
-            return spec.params * each
-        return factored_params(rank, spec.out_features, spec.in_features, storage) * each
+        return stored_params(spec, rank, storage) * each
 
     return Budget(name, cost, fixed, limit, unit)
 

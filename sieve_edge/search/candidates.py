@@ -162,7 +162,7 @@ class Candidates:
 
         Args:
             specs: Matrices of the model.
-            storage: ``"pair"`` or ``"pivoted"``, to count what is kept.
+            storage: ``"pair"``, ``"pivoted"`` or ``"width"``, to count what is kept.
             executor: Where candidates are scored.
             history: Where scores are kept.
             reference: The dense model's scores.

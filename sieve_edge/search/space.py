@@ -6,8 +6,7 @@ from functools import cached_property
 
 from sieve_edge.artifacts import MatrixSpec
 from sieve_edge.files import digest
-from sieve_edge.model.factored import factored_params, rank_for
-from sieve_edge.model.levels import SKIPPED, Ranks
+from sieve_edge.model.levels import SKIPPED, Ranks, rank_at, stored_params
 
 Chromosome = tuple[int, ...]
 """One gene per matrix, the index of its level (0 dense, rising with pruning); then, where blocks may be skipped, one
@@ -37,7 +36,7 @@ class SearchSpace:
         specs: Matrices of the model.
         grid: Pruning factors, falling from 1.
         levels: Levels of each matrix.
-        storage: ``"pair"`` or ``"pivoted"``.
+        storage: ``"pair"``, ``"pivoted"`` or ``"width"``.
         other_params: Parameters outside the matrices.
         allow_skip: Whether blocks may be skipped.
     """
@@ -97,10 +96,7 @@ class SearchSpace:
         Returns:
             Fraction of its parameters.
         """
-        rank = ranks[spec.name]
-        if rank is None:
-            return 1.0
-        return factored_params(rank, spec.out_features, spec.in_features, self.storage) / spec.params
+        return stored_params(spec, ranks[spec.name], self.storage) / spec.params
 
     def kept_model(self, kept_linears: float) -> float:
         """Say what a plan keeps of the whole model.
@@ -154,7 +150,7 @@ def make_space(
     Args:
         specs: Matrices of the model.
         grid: Pruning factors, falling from 1.
-        storage: ``"pair"`` or ``"pivoted"``.
+        storage: ``"pair"``, ``"pivoted"`` or ``"width"``.
         multiple: Ranks are rounded down to a multiple of this.
         other_params: Parameters outside the matrices.
         allow_skip: Whether blocks may be skipped.
@@ -181,9 +177,8 @@ def plan_id(ranks: Mapping[str, int | None]) -> str:
 def _levels(spec: MatrixSpec, grid: Sequence[float], storage: str, multiple: int) -> tuple[Level, ...]:
     levels: list[Level] = []
     for factor in grid:
-        rank = rank_for(factor, spec.out_features, spec.in_features, storage, multiple)
-        params = spec.params if rank is None else factored_params(rank, spec.out_features, spec.in_features, storage)
+        rank = rank_at(spec, factor, storage, multiple)
         if levels and levels[-1].rank == rank:
             levels.pop()
-        levels.append(Level(factor, rank, params))
+        levels.append(Level(factor, rank, stored_params(spec, rank, storage)))
     return tuple(levels)

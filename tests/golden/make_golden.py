@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from sieve_edge.learn.projections import damped, project_input_side, project_output_side
-from sieve_edge.model.factored import rank_for
+from sieve_edge.model.levels import rank_for
 from sieve_edge.task.evaluate import accuracy_interval, fit_prior, loss_interval, predict
 
 FILE = Path(__file__).parent / "golden.json"

@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from sieve_edge.artifacts import read_manifest
 from sieve_edge.files import read_json
-from sieve_edge.model.factored import factored_params
+from sieve_edge.model.levels import factored_params
 from tests.command import command, last_json
 from tests.pico import FAMILIES
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -18,11 +19,15 @@ from sieve_edge.export import to_gguf
 from sieve_edge.export.gguf_folder import write_gguf_folder
 from sieve_edge.export.gguf_metadata import check_config, gguf_description, metadata
 from sieve_edge.export.gguf_tokenizer import add_tokenizer
+from sieve_edge.export.merged import merge_
 from sieve_edge.export.quantize_gguf import quantize_gguf, tensor_types
 from sieve_edge.export.to_gguf import FORMAT_KEY, account, gguf_tensors, write_gguf
 from sieve_edge.files import read_json
+from sieve_edge.learn.widths import keep_inputs
+from sieve_edge.model.factored import FactoredLinear, StackPart
 from sieve_edge.model.flat import TorchTextModel
-from sieve_edge.model.matrices import known_architectures
+from sieve_edge.model.matrices import find_matrices, known_architectures, stacked_weight
+from sieve_edge.model.widths import narrow_, width_specs
 from sieve_edge.task.likelihood import label_log_likelihoods
 from tests.pico import PROMPT
 from tests.tiny_gguf import TEXTS, TOKENIZER, factor, make_model, train_pieces
@@ -221,6 +226,50 @@ def test_frequencies_that_the_model_changes_are_written(tmp_path):
         logits(TorchTextModel(model, "cpu"), ids),
     )
     assert np.abs(found - expected).max() < 1e-3
+
+
+def narrowed(family):
+    """A tiny model whose layers differ in width, and its counts of heads and channels."""
+    model = make_model(family)
+    for spec in width_specs(find_matrices(model, family), model.config):
+        rank = {"0.o": 32, "0.down": 96, "1.down": 32}.get(spec.name)
+        if rank is not None:
+            weight_OI = stacked_weight(model, spec).double()
+            factors = keep_inputs(weight_OI, torch.eye(spec.in_features).double(), weight_OI.T @ weight_OI, spec.unit)
+            narrow_(model, spec, factors.down_RI[:rank].float(), factors.up_RO[:rank].float())
+    return model
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if "width" in gguf_description(family)])
+def test_layers_of_different_widths_compute_what_pytorch_does(family, tmp_path):
+    model = narrowed(family)
+    assert write_gguf(model, TOKENIZER, "narrow", tmp_path / "narrow.gguf") == 0
+    reader = gguf.GGUFReader(tmp_path / "narrow.gguf")
+    read = {name: field.contents() for name, field in reader.fields.items()}
+    assert read["general.architecture"] == "deci"
+    assert read["deci.feed_forward_length"] == [96, 32]
+    assert read["deci.attention.head_count"] == [2, 4]
+    assert read["deci.attention.head_count_kv"] == [1, 2]
+    assert not any("fac_" in tensor.name for tensor in reader.tensors)
+    assert FORMAT_KEY not in read
+    ids = TOKENIZER.encode(TEXTS[0])
+    found, expected = (
+        logits(LlamaTextModel(tmp_path / "narrow.gguf", 1, 256, "f32"), ids),
+        logits(TorchTextModel(model, "cpu"), ids),
+    )
+    assert np.abs(found - expected).max() <= 1e-4
+    assert np.ptp(expected) > 0.1
+
+
+def test_merged_factors_compute_what_the_pairs_do(written):
+    family, _, pairs, _ = written
+    merged = copy.deepcopy(pairs)
+    assert merge_(merged) == 4 * pairs.config.num_hidden_layers
+    assert not any(isinstance(module, FactoredLinear | StackPart) for module in merged.modules())
+    ids = TOKENIZER.encode(TEXTS[0])
+    both = [logits(TorchTextModel(model, "cpu"), ids) for model in (pairs, merged)]
+    assert np.abs(both[0] - both[1]).max() < 1e-4
+    assert set(merged.state_dict()) == set(make_model(family).state_dict())
 
 
 def test_a_lost_tensor_is_named(written):

@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from sieve_edge.artifacts import read_manifest
+from sieve_edge.artifacts import read_manifest, read_plan
 from tests.command import command, last_json
 from tests.pico import make_bpe_tokenizer, make_pico
 
@@ -15,9 +15,11 @@ QUICK = ("--set", "calibration_tokens=1500", "--set", "threads=1", "--set", "lea
 
 
 @pytest.fixture(scope="module")
-def built(toy_task, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("gguf")
-    model = make_pico("llama", folder / "llama", seed=3, tokens=make_bpe_tokenizer())
+def model(tmp_path_factory):
+    return make_pico("llama", tmp_path_factory.mktemp("model") / "llama", seed=3, tokens=make_bpe_tokenizer())
+
+
+def build(folder, model, task, **fields):
     target = {
         "name": "toy-gguf",
         "description": "This machine, one thread, llama.cpp.",
@@ -30,11 +32,21 @@ def built(toy_task, tmp_path_factory):
         "rank_multiple_reason": "Matrices of 32 features need levels between the pruning factors.",
         "workload": {"decode_tokens": 4, "repeats": 3},
         "model": str(model),
-        "task": str(toy_task),
-    }
+        "task": str(task),
+    } | fields
     (folder / "toy-gguf.yaml").write_text(yaml.safe_dump(target), encoding="utf-8")
     options = ("--target", folder / "toy-gguf.yaml", "--run-dir", folder / "run", *QUICK)
     return folder / "run", options, command("build", *options)
+
+
+@pytest.fixture(scope="module")
+def built(toy_task, model, tmp_path_factory):
+    return build(tmp_path_factory.mktemp("gguf"), model, toy_task)
+
+
+@pytest.fixture(scope="module")
+def stock(toy_task, model, tmp_path_factory):
+    return build(tmp_path_factory.mktemp("stock"), model, toy_task, runtime="llama.cpp-stock", storage="width")
 
 
 def test_a_build_ends_in_a_file_that_llama_cpp_scored_and_timed(built):
@@ -79,8 +91,10 @@ def test_what_a_gguf_target_cannot_have_is_refused_before_anything_expensive(bui
     (tmp_path / "bad.yaml").write_text(json.dumps(target), encoding="utf-8")
     done = command("build", "--target", tmp_path / "bad.yaml")
     assert done.returncode == 3
-    assert "runtime: onnxruntime, must be llama.cpp for format gguf" in done.stderr
-    assert "storage: pivoted, must be pair for format gguf" in done.stderr
+    assert "runtime: onnxruntime, must be llama.cpp or llama.cpp-stock for format gguf" in done.stderr
+    (tmp_path / "bad.yaml").write_text(json.dumps(target | {"runtime": "llama.cpp"}), encoding="utf-8")
+    done = command("build", "--target", tmp_path / "bad.yaml")
+    assert "storage: pivoted, must be pair for format gguf and runtime llama.cpp" in done.stderr
 
 
 def test_inspect_refuses_what_is_neither(tmp_path):
@@ -89,3 +103,46 @@ def test_inspect_refuses_what_is_neither(tmp_path):
         done = command("inspect", path)
         assert done.returncode == 3
         assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_build_for_stock_llama_cpp_ends_in_narrow_layers(stock):
+    folder, options, done = stock
+    assert done.returncode in (0, 4), done.stderr
+    result = last_json(done)
+    kept = result["kept_fraction"]
+    assert kept["linears"] < 1.0
+    assert result["accuracy"]["dense"]["test"]["corrected"] > 0.8
+    plan = read_plan(folder / "search")
+    assert plan.storage == "width"
+    assert {name.split(".")[1] for name in plan.ranks} == {"o", "down"}
+    facts = last_json(command("inspect", folder / "export" / "pruned"))
+    assert (facts["architecture"], facts["loads_in"], facts["ranks"]) == ("deci", ["llama.cpp"], {})
+    dense = last_json(command("inspect", folder / "export" / "dense"))
+    assert facts["params"] / dense["params"] == pytest.approx(kept["model"], abs=1e-6)
+    again = command("build", *options)
+    assert last_json(again) == result
+    assert "learn took" not in again.stderr
+
+
+def test_what_width_pruning_cannot_have_is_refused(stock, pico, tmp_path):
+    _, options, _ = stock
+    done = command("build", *options, "--set", "learn.method=weight_svd")
+    assert done.returncode == 3
+    assert "learn.method: weight_svd, must be closed_form for storage width" in done.stderr
+    done = command("build", *options, "--model", pico("qwen2"), "--run-dir", tmp_path / "run")
+    assert done.returncode == 3
+    assert "takes no layers of different widths (only llama, mistral)" in done.stderr
+    done = command("export", *options, "--merged")
+    assert done.returncode == 2
+    assert "--merged is for format gguf with storage pair" in done.stderr
+
+
+def test_merged_writes_a_file_without_factors(built):
+    folder, options, _ = built
+    done = command("export", *options, "--merged")
+    assert done.returncode == 0, done.stderr
+    told = last_json(done)["merged"]
+    assert told["max_logit_difference"] < 1e-3
+    assert "as large and as slow as the dense model" in done.stderr
+    facts, dense = (last_json(command("inspect", path)) for path in (folder / "merged", folder / "export" / "dense"))
+    assert (facts["loads_in"], facts["ranks"], facts["params"]) == (["llama.cpp"], {}, dense["params"])

@@ -17,8 +17,7 @@ from sieve_edge.export.weights import parameters_of
 from sieve_edge.files import read_json, read_jsonl
 from sieve_edge.fuse import fuse, install_plan_, load_fused
 from sieve_edge.model.bank import ProjectionBank, write_nested
-from sieve_edge.model.factored import factored_params
-from sieve_edge.model.levels import SKIPPED, kept_params
+from sieve_edge.model.levels import SKIPPED, factored_params, kept_params
 from sieve_edge.model.load import load_model, shared_copy
 from sieve_edge.model.matrices import count_params, linear_params, stacked_weight
 from sieve_edge.model.source import find_model

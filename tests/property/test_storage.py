@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sieve_edge.artifacts import MatrixSpec
-from sieve_edge.model.factored import FactoredLinear, factored_params, rank_for
-from sieve_edge.model.levels import kept_params, ranks_at
+from sieve_edge.model.factored import FactoredLinear
+from sieve_edge.model.levels import factored_params, kept_params, rank_for, ranks_at
 from sieve_edge.model.pivots import MAX_COEFFICIENT, pivot
 from sieve_edge.search.space import make_space
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sieve_edge.model.factored import FactoredLinear, factored_params, install_, install_layout_, rank_for
+from sieve_edge.model.factored import FactoredLinear, install_, install_layout_
+from sieve_edge.model.levels import factored_params, rank_for
 
 SHAPES = [(32, 32), (64, 32), (32, 64), (960, 576), (576, 1536)]
 

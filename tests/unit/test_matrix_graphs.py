@@ -12,7 +12,8 @@ from onnx import numpy_helper
 from sieve_edge.device.matrix_graphs import SPARE_NUMBERS, MatrixGraph
 from sieve_edge.device.ort import OrtGraph
 from sieve_edge.device.profile import machine_facts
-from sieve_edge.model.factored import FactoredLinear, factored_params
+from sieve_edge.model.factored import FactoredLinear
+from sieve_edge.model.levels import factored_params
 
 IN, RANK = 24, 8
 NUMBERS = np.random.default_rng(0).standard_normal(4096 + SPARE_NUMBERS, dtype=np.float32)

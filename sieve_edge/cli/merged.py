@@ -1,0 +1,64 @@
+"""``sieve-edge export --merged``: the pruned model for runtimes that know no factored weights."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+def check_merged(target: Any) -> None:
+    """Refuse formats whose runtimes need no merging, before anything expensive.
+
+    Args:
+        target: The device.
+
+    Raises:
+        click.UsageError: If the target's files have no factored weights that a stock runtime lacks.
+    """
+    if target.storage != "pair" or target.format != "gguf":
+        raise click.UsageError(
+            f"--merged is for format gguf with storage pair; what target {target.name} exports runs everywhere as it is"
+        )
+
+
+def write_merged(run: Any) -> dict[str, Any]:
+    """Write ``merged/`` beside the run's other folders: one GGUF file with dense products, checked in llama.cpp.
+
+    Args:
+        run: Build whose fuse stage is done.
+
+    Returns:
+        Folder, size in MiB and largest logit difference from the pruned model.
+    """
+    from sieve_edge.export.gguf_folder import write_gguf_folder
+    from sieve_edge.export.merged import merge_
+    from sieve_edge.fuse import load_fused
+    from sieve_edge.stages import REFERENCE_PROMPTS
+
+    model = load_fused(run.folder("fuse"), "cpu")
+    count = merge_(model)
+    prompts = [example.prompt for example in run.splits["selection"][:REFERENCE_PROMPTS]]
+    work, folder = run.root / "merged.part", run.root / "merged"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    name, asked = f"{run.source.name} merged", run.target.quantization
+    metrics, changed = write_gguf_folder(model, run.loaded.tokenizer, prompts, name, asked, work, lambda _: None)
+    shutil.rmtree(folder, ignore_errors=True)
+    work.replace(folder)
+    sizes = {kind: _mib(path) for kind, path in (("merged", folder), ("pruned", run.folder("export") / "pruned"))}
+    run.progress.say(
+        f"  merged: {count} matrices multiplied out, {sizes['merged']:.1f} MiB; as large and as slow as the dense "
+        f"model (the factored file has {sizes['pruned']:.1f} MiB), for runtimes that know no factored weights"
+    )
+    difference = metrics["max_logit_difference"]
+    return {
+        "folder": str(folder),
+        "size_mib": sizes["merged"],
+        "max_logit_difference": difference,
+        "fallbacks": changed,
+    }
+
+
+def _mib(folder: Path) -> float:
+    return (folder / "model.gguf").stat().st_size / 2**20

@@ -20,7 +20,7 @@ from sieve_edge.pipeline import build
 from sieve_edge.progress import Progress
 from sieve_edge.recipe import Recipe
 from sieve_edge.resolve import load_recipe, load_target, load_task
-from sieve_edge.stages import Run
+from sieve_edge.run import Run
 from sieve_edge.task.examples import Example, load_splits, splits_sha256
 
 RESULTS = Path(__file__).parent / "results"

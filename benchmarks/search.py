@@ -23,7 +23,7 @@ from sieve_edge.progress import Progress
 from sieve_edge.protocols import Float64
 from sieve_edge.recipe import Recipe
 from sieve_edge.resolve import load_recipe
-from sieve_edge.stages import Run
+from sieve_edge.run import Run
 from sieve_edge.task.evaluate import balanced_accuracy, predict
 from sieve_edge.task.examples import label_ids
 from sieve_edge.task.likelihood import label_log_likelihoods

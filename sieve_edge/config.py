@@ -55,6 +55,12 @@ _STORAGES = {"onnxruntime": ("pair", "pivoted"), "llama.cpp": ("pair",), "llama.
 """Runtime -> how it can hold a pruned matrix."""
 
 
+_QUANTIZATIONS = {
+    "onnx": ("F32", "F16", "int8", "int4"),
+    "gguf": ("F32", "F16", "Q8_0", "Q5_K_M", "Q4_K_M", "Q4_0"),
+}
+
+
 class Target(Strict):
     """One device: what runs there, how, and what it must meet."""
 
@@ -65,8 +71,10 @@ class Target(Strict):
         description="Runtime that loads the artifact on the device; llama.cpp with the patch for factored weights, or "
         "as it is (stock)."
     )
-    quantization: Literal["F32", "F16", "Q8_0", "Q5_K_M", "Q4_K_M", "Q4_0"] = Field(
-        "F32", description="Type of the stored weights, by llama.cpp's names; ONNX files are F32."
+    quantization: Literal["F32", "F16", "int8", "int4", "Q8_0", "Q5_K_M", "Q4_K_M", "Q4_0"] = Field(
+        "F32",
+        description="Type of the stored weights: F32, F16, int8 or int4 (blocks of 32) for onnx; F32, F16 or one of "
+        "llama.cpp's mixtures for gguf.",
     )
     execution_provider: Literal["CPUExecutionProvider", "CUDAExecutionProvider"] = Field(
         "CPUExecutionProvider", description="ONNX Runtime execution provider; another one at run time is an error."
@@ -89,7 +97,7 @@ class Target(Strict):
         allowed: dict[str, tuple[str, ...]] = {
             "runtime": ("onnxruntime",) if self.format == "onnx" else ("llama.cpp", "llama.cpp-stock"),
             "storage": _STORAGES[self.runtime],
-            "quantization": ("F32",) if self.format == "onnx" else (self.quantization,),
+            "quantization": _QUANTIZATIONS[self.format],
             "execution_provider": (self.execution_provider,) if self.format == "onnx" else ("CPUExecutionProvider",),
         }
         problems = [

@@ -12,7 +12,8 @@ from typing import Any
 from sieve_edge import STAGES, Stage
 from sieve_edge.artifacts import MANIFEST, Manifest, describe_outputs, is_current, read_manifest, verify, write_manifest
 from sieve_edge.files import digest, disk_errors
-from sieve_edge.stages import STAGE_FUNCTIONS, Result, Run, stage_settings
+from sieve_edge.run import Run, stage_settings
+from sieve_edge.stages import STAGE_FUNCTIONS, Result
 from sieve_edge.task.examples import splits_sha256
 
 PACKAGES = ("sieve-edge", "torch", "transformers", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu")

@@ -128,6 +128,19 @@ class SearchRecipe(Strict):
         return self.max_time_per_answer_ms is not None or self.max_time_per_token_ms is not None
 
 
+class QuantizeRecipe(Strict):
+    """How weights get smaller numbers, where the target asks for them."""
+
+    method: Literal["gptq", "nearest"] = Field(
+        "gptq",
+        description="Rounding of int8 and int4 weights: each makes up for the errors before it, or to the nearest.",
+    )
+    prompts: PositiveInt = Field(128, description="Calibration prompts that show how much the inputs matter.")
+    allow_fallback: bool = Field(
+        False, description="Whether a weight that does not fit the target's quantization may take another type."
+    )
+
+
 class Recipe(Strict):
     """Everything that is not the model, the task or the target."""
 
@@ -149,6 +162,7 @@ class Recipe(Strict):
     )
     learn: LearnRecipe = Field(default_factory=LearnRecipe, description="How projections are found.")
     search: SearchRecipe = Field(default_factory=SearchRecipe, description="How the plan is found.")
+    quantize: QuantizeRecipe = Field(default_factory=QuantizeRecipe, description="How weights get smaller numbers.")
 
     @field_validator("grid")
     @classmethod

@@ -4,27 +4,20 @@ Heavy imports stand inside the functions, so that looking at a finished run is q
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sieve_edge.artifacts import MANIFEST, read_manifest, read_plan
-from sieve_edge.compute import Compute
-from sieve_edge.config import Target, Task
 from sieve_edge.files import digest
-from sieve_edge.model.source import ModelSource
-from sieve_edge.progress import Progress
 from sieve_edge.protocols import Float64
-from sieve_edge.recipe import Recipe
-from sieve_edge.resolve import settings_json
-from sieve_edge.task.examples import Example, label_ids, load_splits, splits_sha256
+from sieve_edge.run import Run, gradient_levels, scoring_settings
+from sieve_edge.task.examples import label_ids, splits_sha256
 
 if TYPE_CHECKING:
     from sieve_edge.device.times import TimeTable
-    from sieve_edge.model.load import LoadedModel
     from sieve_edge.search.space import SearchSpace
 
 REFERENCE_PROMPTS = 2
@@ -33,105 +26,6 @@ SCORES_SCHEMA = 2
 
 Result = tuple[Mapping[str, Any], tuple[str, ...]]
 """``(metrics, fallbacks)`` of a stage."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """One build: model x task x target, with its recipe and its folder.
-
-    Attributes:
-        source: The model.
-        task: The task.
-        target: The device.
-        recipe: Everything else.
-        root: The run's folder.
-        progress: Where progress is shown.
-        plan: Number of the plan on the front that is fused, from 1; None for the search's choice.
-        compute: Where the search scores its candidates; changes no artifact.
-    """
-
-    source: ModelSource
-    task: Task
-    target: Target
-    recipe: Recipe
-    root: Path
-    progress: Progress
-    plan: int | None = None
-    compute: Compute = field(default_factory=Compute)
-
-    @cached_property
-    def splits(self) -> dict[str, tuple[Example, ...]]:
-        """Examples of every split."""
-        return load_splits(self.task, self.recipe.seed)
-
-    @cached_property
-    def loaded(self) -> "LoadedModel":
-        """The dense model, its matrices as the target's storage prunes them; no stage changes it."""
-        import torch
-
-        from sieve_edge.model.load import load_model
-        from sieve_edge.model.widths import width_specs
-
-        torch.set_num_threads(self.recipe.threads)
-        self.progress.say(f"  loading {self.source.reference}")
-        loaded = load_model(self.source, self.recipe.device)
-        if self.target.storage != "width":
-            return loaded
-        return replace(loaded, specs=width_specs(loaded.specs, loaded.model.config))
-
-    def folder(self, verb: str) -> Path:
-        """Name a stage's folder.
-
-        Args:
-            verb: The stage.
-
-        Returns:
-            The folder inside the run.
-        """
-        return self.root / verb
-
-
-def stage_settings(verb: str, run: Run) -> dict[str, Any]:
-    """Say which settings a stage's result depends on.
-
-    Args:
-        verb: The stage.
-        run: The build.
-
-    Returns:
-        JSON-compatible settings; a change of any makes the artifact stale.
-    """
-    recipe, task, target = settings_json(run.recipe), settings_json(run.task), settings_json(run.target)
-    learn = recipe["learn"]
-    match verb:
-        case "calibrate":
-            gathered = {name: learn[name] for name in ("method", "output_metric", "fisher_prompts")}
-            lengths = {"calibration_tokens": recipe["calibration_tokens"], "max_new_tokens": task["max_new_tokens"]}
-            # Pairs and pivots share their statistics; widths need others.
-            sides = {"storage": "width"} if target["storage"] == "width" else {}
-            return {**_scoring(run), **gathered, **lengths, **sides}
-        case "learn":
-            return {"threads": recipe["threads"], "device": recipe["device"], **learn, "ranks": _gradient_levels(run)}
-        case "search":
-            asked = {name: recipe[name] for name in ("tolerance", "grid", "search")}
-            levels = {"storage": target["storage"], "multiple": target["rank_multiple"]}
-            if run.recipe.search.max_size_mib is not None:
-                levels["quantization"] = target["quantization"]
-            timed = {"timed": [target[name] for name in ("threads", "execution_provider", "workload")]}
-            return {**_scoring(run), **asked, **levels, **(timed if run.recipe.search.limits_time else {})}
-        case "fuse":
-            return {**_scoring(run), "task": task["name"], "prompt": task["prompt"], "plan": run.plan}
-        case "export":
-            return {**{name: target[name] for name in ("format", "runtime", "quantization")}, "task": task["name"]}
-        case _:
-            return {"target": target, "tolerance": recipe["tolerance"], "task": task["name"]}
-
-
-def _scoring(run: Run) -> dict[str, Any]:
-    """What a score depends on, beside the model and the examples."""
-    recipe = run.recipe
-    compute = {"threads": recipe.threads, "device": recipe.device, "batch_tokens": recipe.search.batch_tokens}
-    return {**compute, "labels": run.task.labels, "metric": run.task.metric}
 
 
 def _calibrate(run: Run, out: Path) -> Result:
@@ -148,7 +42,7 @@ def _learn(run: Run, out: Path) -> Result:
     from sieve_edge.model.statistics import CalibrationStats
 
     stats = CalibrationStats(run.folder("calibrate"))
-    ranks = _gradient_levels(run)
+    ranks = gradient_levels(run)
     return learn(run.loaded, stats, run.recipe.learn, ranks, run.recipe.seed, out, run.progress), ()
 
 
@@ -211,7 +105,7 @@ def _score_cache(run: Run) -> Path:
     inputs = {verb: digest(read_manifest(run.folder(verb)).outputs) for verb in ("calibrate", "learn")}
     asked = run.recipe.search
     sizes = [asked.part, asked.refit_prompts, asked.guided.divergence_prompts, run.recipe.learn.gradient_weight]
-    key = digest([SCORES_SCHEMA, run.source.sha256(), splits_sha256(run.splits), inputs, _scoring(run), sizes])
+    key = digest([SCORES_SCHEMA, run.source.sha256(), splits_sha256(run.splits), inputs, scoring_settings(run), sizes])
     return run.root.parent / "shared" / f"scores-{key[:16]}.jsonl"
 
 
@@ -233,6 +127,16 @@ def _fuse(run: Run, out: Path) -> Result:
     )
 
 
+def _quantize(run: Run, out: Path) -> Result:
+    from sieve_edge.fuse import load_fused
+    from sieve_edge.quantize import quantize
+
+    models = {"dense": run.loaded.model, "pruned": load_fused(run.folder("fuse"), run.recipe.device)}
+    examples = run.splits["calibration"][: run.recipe.quantize.prompts]
+    prompts = [run.loaded.encode(example.prompt) for example in examples]
+    return quantize(models, prompts, run.target, run.recipe.quantize, out, run.progress)
+
+
 def _export(run: Run, out: Path) -> Result:
     from sieve_edge.export import EXPORT_STEPS, export
     from sieve_edge.fuse import load_fused
@@ -241,7 +145,15 @@ def _export(run: Run, out: Path) -> Result:
     prompts = [example.prompt for example in run.splits["selection"][:REFERENCE_PROMPTS]]
     with run.progress.task("export", EXPORT_STEPS, "steps") as advance:
         metrics, fallbacks = export(
-            run.loaded.model, fused, run.loaded.tokenizer, prompts, run.source.name, run.target, out, advance
+            run.loaded.model,
+            fused,
+            run.loaded.tokenizer,
+            prompts,
+            run.source.name,
+            run.folder("quantize"),
+            run.target,
+            out,
+            advance,
         )
     sidecar = run.folder("fuse") / "sieve_edge.json"
     (out / "pruned" / "sieve_edge.json").write_bytes(sidecar.read_bytes())
@@ -274,6 +186,7 @@ STAGE_FUNCTIONS: dict[str, Callable[[Run, Path], Result]] = {
     "learn": _learn,
     "search": _search,
     "fuse": _fuse,
+    "quantize": _quantize,
     "export": _export,
     "validate": _validate,
 }
@@ -282,16 +195,3 @@ STAGE_FUNCTIONS: dict[str, Callable[[Run, Path], Result]] = {
 def _dense_scores(run: Run) -> Float64:
     scores_NK: Float64 = np.load(run.folder("calibrate") / "dense_scores.npy", allow_pickle=False)
     return scores_NK
-
-
-def _gradient_levels(run: Run) -> dict[str, list[int]]:
-    """Ranks that the gradient method must fit; the other methods serve every rank, whatever the target."""
-    if run.recipe.learn.method != "gradient":
-        return {}
-    from sieve_edge.search.assemble import search_space
-
-    space = search_space(run.loaded, run.target, run.recipe)
-    return {
-        spec.name: sorted(level.rank for level in levels if level.rank is not None)
-        for spec, levels in zip(space.specs, space.levels, strict=True)
-    }

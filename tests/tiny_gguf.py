@@ -6,8 +6,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from sieve_edge.learn.widths import keep_inputs
 from sieve_edge.model.factored import FactoredLinear, install_
-from sieve_edge.model.matrices import find_matrices, stacked_bias
+from sieve_edge.model.matrices import find_matrices, stacked_bias, stacked_weight
+from sieve_edge.model.widths import narrow_, width_specs
 from tests.pico import PROMPT, sentences
 
 TEXTS = [PROMPT.replace("{text}", row.text) for row in sentences(24, seed=3)]
@@ -94,3 +96,15 @@ def factor(model, family, rank=RANK):
         for path, block in zip(spec.paths, blocks, strict=True):
             merged.get_submodule(path).weight.copy_(block)
     return pairs, merged
+
+
+def narrow(family):
+    """A tiny model whose layers differ in width, and its counts of heads and channels."""
+    model = make_model(family)
+    for spec in width_specs(find_matrices(model, family), model.config):
+        rank = {"0.o": 32, "0.down": 96, "1.down": 32}.get(spec.name)
+        if rank is not None:
+            weight_OI = stacked_weight(model, spec).double()
+            factors = keep_inputs(weight_OI, torch.eye(spec.in_features).double(), weight_OI.T @ weight_OI, spec.unit)
+            narrow_(model, spec, factors.down_RI[:rank].float(), factors.up_RO[:rank].float())
+    return model

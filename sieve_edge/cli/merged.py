@@ -43,7 +43,7 @@ def write_merged(run: Any) -> dict[str, Any]:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     name, asked = f"{run.source.name} merged", run.target.quantization
-    metrics, changed = write_gguf_folder(model, run.loaded.tokenizer, prompts, name, asked, work, lambda _: None)
+    metrics, changed = write_gguf_folder(model, run.loaded.tokenizer, prompts, name, asked, {}, work, lambda _: None)
     shutil.rmtree(folder, ignore_errors=True)
     work.replace(folder)
     sizes = {kind: _mib(path) for kind, path in (("merged", folder), ("pruned", run.folder("export") / "pruned"))}

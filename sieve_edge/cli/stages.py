@@ -117,7 +117,7 @@ def _run(
     from sieve_edge.pipeline import build as build_stages
     from sieve_edge.progress import Progress
     from sieve_edge.resolve import check_search, load_recipe, load_target, load_task
-    from sieve_edge.stages import Run
+    from sieve_edge.run import Run
 
     the_target = load_target(target)
     if merged:

@@ -66,7 +66,7 @@ class LlamaTextModel:
             ArtifactError: If the file is missing or cannot be loaded.
         """
         self._api = runtime()
-        self._log = _Log(self._api)
+        self._log = RuntimeLog(self._api)
         if not file.is_file():
             raise ArtifactError(f"{file}: missing; run the export again")
         model_params = self._api.llama_model_default_params()
@@ -228,24 +228,34 @@ def runtime() -> Any:
         raise EnvironmentMissing(f"llama-cpp-python cannot be imported ({error}); {_FIX_MISSING}") from error
 
 
-class _Log:
+class RuntimeLog:
     """Keeps what llama.cpp says of errors, and keeps all of it off the terminal; llama.cpp has one for a process."""
 
     _lines: ClassVar[list[str]] = []
     _callback: ClassVar[Any] = None
 
     def __init__(self, api: Any) -> None:
+        """Forget what was said before.
+
+        Args:
+            api: What ``runtime`` returned.
+        """
         self._lines.clear()
-        if _Log._callback is None:
-            _Log._callback = api.llama_log_callback(_Log._hear)
-            api.llama_log_set(_Log._callback, ctypes.c_void_p(0))
+        if RuntimeLog._callback is None:
+            RuntimeLog._callback = api.llama_log_callback(RuntimeLog._hear)
+            api.llama_log_set(RuntimeLog._callback, ctypes.c_void_p(0))
 
     @staticmethod
     def _hear(level: int, text: bytes, _: Any) -> None:
         if level >= _ERROR_LEVEL:
-            _Log._lines.append(text.decode(errors="replace").strip())
+            RuntimeLog._lines.append(text.decode(errors="replace").strip())
 
     def text(self) -> str:
+        """Say what went wrong.
+
+        Returns:
+            The last error lines.
+        """
         return "; ".join(line for line in self._lines[-3:] if line)[:400] or "no message"
 
 
@@ -273,23 +283,3 @@ def _refuse(file: Path, said: str, version: str) -> NoReturn:
             "the build with docker/llama.cpp/factored-weights.patch: make runtime"
         )
     raise ArtifactError(f"{file}: llama.cpp cannot load it ({said})")
-
-
-def quantize(source: Path, out: Path, file_type: int, threads: int) -> None:
-    """Run llama.cpp's quantizer.
-
-    Args:
-        source: GGUF file.
-        out: File to write.
-        file_type: llama.cpp's number of the mixture.
-        threads: Threads.
-
-    Raises:
-        ArtifactError: If it fails.
-    """
-    api = runtime()
-    log = _Log(api)
-    params = api.llama_model_quantize_default_params()
-    params.ftype, params.nthread = file_type, threads
-    if api.llama_model_quantize(str(source).encode(), str(out).encode(), ctypes.byref(params)) != 0:
-        raise ArtifactError(f"{out}: llama.cpp cannot quantize {source} ({log.text()})")

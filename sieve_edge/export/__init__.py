@@ -7,6 +7,7 @@ from typing import Any
 
 from sieve_edge.config import Target
 from sieve_edge.device.runtimes import WEIGHTS
+from sieve_edge.files import read_json
 from sieve_edge.protocols import Progress
 
 EXPORT_STEPS = 6
@@ -19,14 +20,15 @@ def export(
     tokenizer: Any,
     prompts: Sequence[str],
     name: str,
+    quantized: Path,
     target: Target,
     out: Path,
     progress: Progress,
 ) -> tuple[dict[str, Any], list[str]]:
     """Write ``out/dense`` and ``out/pruned``, each a folder for the target's runtime.
 
-    Reads nothing. May be interrupted: what it has written is incomplete without the caller's manifest, and is
-    written anew. Costs about ten seconds and one copy of the largest weight per model.
+    Reads the quantization plan. May be interrupted: what it has written is incomplete without the caller's manifest,
+    and is written anew. Costs about ten seconds and one copy of the largest weight per model.
 
     Args:
         dense: transformers model in evaluation mode, float32 on the CPU, eager attention.
@@ -34,6 +36,7 @@ def export(
         tokenizer: Their fast tokenizer.
         prompts: Texts that the reference is made of, at least one.
         name: The model's name, for people.
+        quantized: Artifact of quantize.
         target: Format and quantization.
         out: Folder that gets both folders.
         progress: Called once for each of ``EXPORT_STEPS``.
@@ -51,16 +54,46 @@ def export(
             from sieve_edge.export.gguf_folder import write_gguf_folder
 
             title = name if kind == "dense" else f"{name} pruned"
+            importance = _tensors(quantized, kind)
             measured, changed = write_gguf_folder(
-                model, tokenizer, prompts, title, target.quantization, folder, progress
+                model, tokenizer, prompts, title, target.quantization, importance, folder, progress
             )
             fallbacks += [f"{kind}: {tensor}" for tensor in changed]
         else:
             from sieve_edge.export.onnx_folder import write_onnx_folder
 
-            measured = write_onnx_folder(model, tokenizer, prompts, folder, progress)
+            stored = stored_weights(quantized, kind, target.quantization)
+            measured = write_onnx_folder(model, tokenizer, prompts, stored, folder, progress)
         for metric, value in measured.items():
             metrics.setdefault(metric, {})[kind] = value
         metrics["size_mib"][kind] = sum(file.stat().st_size for file in folder.glob(WEIGHTS)) / 2**20
         metrics["seconds"][kind] = time.perf_counter() - started
     return metrics, fallbacks
+
+
+def stored_weights(quantized: Path, kind: str, quantization: str) -> Any:
+    """Read how an ONNX graph's weights are stored.
+
+    Args:
+        quantized: Artifact of quantize.
+        kind: Model of its plan.
+        quantization: The target's.
+
+    Returns:
+        A ``Stored``; None for float32.
+    """
+    from sieve_edge.export.to_onnx import Stored
+    from sieve_edge.model.blocks import BITS
+
+    if quantization == "F32":
+        return None
+    plan = read_json(quantized / "plan.json")["weights"][kind]
+    names = tuple(name for name, entry in plan.items() if entry["type"] == quantization)
+    return Stored(BITS.get(quantization, 16), names, _tensors(quantized, kind))
+
+
+def _tensors(quantized: Path, kind: str) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    file = quantized / f"{kind}.safetensors"
+    return load_file(file) if file.is_file() else {}

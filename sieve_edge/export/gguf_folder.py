@@ -1,19 +1,20 @@
 """Writes a model as a folder with one GGUF file, proves it in llama.cpp in float32, and then quantizes it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sieve_edge.device.llama import GGUF, LlamaTextModel
 from sieve_edge.device.reference import DRIFT, REFERENCE, drift, reference_tokens, write_reference
 from sieve_edge.errors import ArtifactError
 from sieve_edge.export.check import MAX_DIFFERENCE, all_logits
 from sieve_edge.export.quantize_gguf import quantize_gguf
-from sieve_edge.export.to_gguf import write_gguf
+from sieve_edge.export.to_gguf import gguf_importance, write_gguf
 from sieve_edge.files import disk_errors, write_json
 from sieve_edge.model.flat import TorchTextModel
 from sieve_edge.protocols import Progress
@@ -27,6 +28,7 @@ def write_gguf_folder(
     prompts: Sequence[str],
     name: str,
     quantization: str,
+    importance: Mapping[str, Tensor],
     folder: Path,
     progress: Progress,
 ) -> tuple[dict[str, Any], list[str]]:
@@ -38,6 +40,7 @@ def write_gguf_folder(
         prompts: Texts that the reference is made of, at least one.
         name: The model's name, for people.
         quantization: Target's quantization.
+        importance: Weight -> mean square of each of its inputs, (I,), for the quantizer; empty for none.
         folder: Existing folder.
         progress: Told of each of three steps.
 
@@ -57,7 +60,8 @@ def write_gguf_folder(
         plain.replace(file)
         progress(1)
         return metrics, []
-    fallbacks = quantize_gguf(plain, file, quantization, torch.get_num_threads())
+    named = gguf_importance(model, importance)
+    fallbacks = quantize_gguf(plain, file, quantization, torch.get_num_threads(), named)
     plain.unlink()
     runtime = LlamaTextModel(file, torch.get_num_threads(), reference_tokens(folder / REFERENCE))
     metrics["quantized"] = asdict(drift(runtime, folder / REFERENCE))

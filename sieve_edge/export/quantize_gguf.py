@@ -1,11 +1,15 @@
 """Quantizes a GGUF file with llama.cpp's own quantizer, and says which tensors did not take the type asked for."""
 
+import ctypes
+from collections.abc import Mapping
 from pathlib import Path
 
 import gguf
+import numpy as np
 
-from sieve_edge.device.llama import quantize
+from sieve_edge.device.llama import RuntimeLog, runtime
 from sieve_edge.errors import ArtifactError
+from sieve_edge.protocols import Float32
 
 FILE_TYPES = {
     "F16": gguf.LlamaFileType.MOSTLY_F16,
@@ -25,7 +29,9 @@ _OWN_TYPES = {
 }
 
 
-def quantize_gguf(source: Path, out: Path, quantization: str, threads: int) -> list[str]:
+def quantize_gguf(
+    source: Path, out: Path, quantization: str, threads: int, importance: Mapping[str, Float32] | None = None
+) -> list[str]:
     """Write a quantized copy.
 
     Args:
@@ -33,6 +39,7 @@ def quantize_gguf(source: Path, out: Path, quantization: str, threads: int) -> l
         out: File to write.
         quantization: One of ``FILE_TYPES``.
         threads: Threads of the quantizer.
+        importance: Tensor -> mean square of each of its inputs, (I,).
 
     Returns:
         For each matrix whose type is none of the quantization's own, its name and type: its rows have no whole number
@@ -41,7 +48,7 @@ def quantize_gguf(source: Path, out: Path, quantization: str, threads: int) -> l
     Raises:
         ArtifactError: If a tensor was lost or changed its shape.
     """
-    quantize(source, out, int(FILE_TYPES[quantization]), threads)
+    _run(source, out, int(FILE_TYPES[quantization]), threads, importance or {})
     before, after = (tensor_types(file) for file in (source, out))
     if {name: shape for name, (shape, _) in before.items()} != {name: shape for name, (shape, _) in after.items()}:
         raise ArtifactError(f"{out}: the quantizer lost a tensor or changed a shape; delete it and export again")
@@ -64,3 +71,21 @@ def tensor_types(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     """
     tensors = gguf.GGUFReader(file).tensors
     return {item.name: (tuple(map(int, item.shape))[::-1], item.tensor_type.name) for item in tensors}
+
+
+def _run(source: Path, out: Path, file_type: int, threads: int, importance: Mapping[str, Float32]) -> None:
+    """Run the quantizer of the installed llama.cpp."""
+    api = runtime()
+    log = RuntimeLog(api)
+    # A name of null ends the list.
+    entries = (api.llama_model_imatrix_data * (len(importance) + 1))()
+    values = {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in importance.items()}
+    for entry, (name, array) in zip(entries, values.items(), strict=False):
+        entry.name, entry.size = name.encode(), len(array)
+        entry.data = array.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+    params = api.llama_model_quantize_default_params()
+    params.ftype, params.nthread = file_type, threads
+    if importance:
+        params.imatrix = entries
+    if api.llama_model_quantize(str(source).encode(), str(out).encode(), ctypes.byref(params)) != 0:
+        raise ArtifactError(f"{out}: llama.cpp cannot quantize {source} ({log.text()})")

@@ -14,7 +14,7 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sieve_edge.errors import ModelError
 from sieve_edge.export.accounting import check_stored
@@ -29,7 +29,9 @@ from sieve_edge.export.gguf_metadata import (
 from sieve_edge.export.gguf_tokenizer import add_tokenizer
 from sieve_edge.files import disk_errors
 from sieve_edge.model.factored import FactoredLinear
+from sieve_edge.model.load import shared_copy
 from sieve_edge.model.matrices import known_architectures
+from sieve_edge.protocols import Float32
 
 FORMAT_KEY = "sieve_edge.factored.version"
 FORMAT_VERSION = 1
@@ -118,6 +120,31 @@ def gguf_tensors(model: Any, description: Mapping[str, Any]) -> Iterator[tuple[s
     factors = rope_factors(model)
     if factors is not None:
         yield "rope_freqs.weight", factors
+
+
+def gguf_importance(model: Any, importance: Mapping[str, Tensor]) -> dict[str, Float32]:
+    """Name what inputs matter as llama.cpp names the weights that read them.
+
+    Args:
+        model: transformers model, dense or with factor pairs.
+        importance: Weight's name in the model -> mean square of each of its inputs, (I,).
+
+    Returns:
+        llama.cpp's name -> the same, float32.
+    """
+    if not importance:
+        return {}
+    described = shared_copy(model)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 2:
+            # Every row of a weight reads the same inputs, so rows may be split, joined and put in any order.
+            row_I = importance.get(name, torch.full(parameter.shape[1:], torch.nan))
+            owner, _, attribute = name.rpartition(".")
+            rows_OI = nn.Parameter(row_I.float().expand(parameter.shape), requires_grad=False)
+            setattr(described.get_submodule(owner), attribute, rows_OI)
+    named = gguf_tensors(described, gguf_description(model.config.model_type))
+    rows = {name: tensor[0] for name, tensor in named if tensor.dim() == 2}
+    return {name: row_I.numpy() for name, row_I in rows.items() if not bool(row_I.isnan().any())}
 
 
 def account(file: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
+import torch
 from onnx import TensorProto, external_data_helper
 from torch import Tensor, nn
 
@@ -15,6 +16,11 @@ GRAPH = "model.onnx"
 DATA = "model.onnx.data"
 TRANSPOSED = ".transposed"
 _ALIGNMENT_BYTES = 64
+_TYPES = {
+    torch.float32: int(TensorProto.FLOAT),
+    torch.float16: int(TensorProto.FLOAT16),
+    torch.uint8: int(TensorProto.UINT8),
+}
 
 
 def parameters_of(model: nn.Module) -> dict[str, Tensor]:
@@ -30,22 +36,23 @@ def parameters_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def write_weights_(
-    proto: onnx.ModelProto, parameters: Mapping[str, Tensor], transposed: set[str], folder: Path
+    proto: onnx.ModelProto, traced: set[str], parameters: Mapping[str, Tensor], transposed: set[str], folder: Path
 ) -> None:
-    """Write parameters to one data file, turn the graph's inputs of their names into initializers, and write the graph.
+    """Write what the graph reads to one data file, as initializers, and write the graph.
 
     Weights are copied one by one, so memory does not grow with the model and no protobuf reaches its limit of 2 GiB.
 
     Args:
-        proto: Model whose graph has parameters as inputs; changed in place.
-        parameters: As from ``parameters_of``.
+        proto: Model; changed in place.
+        traced: Inputs of the graph that are parameters of the model, and stop being inputs.
+        parameters: Name -> tensor to store: float32, float16 or uint8; those that nothing reads are left out.
         transposed: Weights stored as (I, O), under their name with ``.transposed``.
         folder: Folder that gets ``model.onnx`` and ``model.onnx.data``.
     """
     graph = proto.graph
     used = {name for node in graph.node for name in node.input}
-    inputs = [value for value in graph.input if value.name not in parameters]
-    stored = [value.name for value in graph.input if value.name in parameters and value.name in used]
+    inputs = [value for value in graph.input if value.name not in traced]
+    stored = [name for name in parameters if name in used]
     del graph.input[:]
     graph.input.extend(inputs)
     renamed = {name: name + TRANSPOSED for name in transposed}
@@ -67,7 +74,7 @@ def account(folder: Path, parameters: Mapping[str, Tensor]) -> None:
 
     Args:
         folder: Folder with ``model.onnx`` and ``model.onnx.data``.
-        parameters: As from ``parameters_of``.
+        parameters: Name -> tensor that must be stored.
 
     Raises:
         ArtifactError: If a tensor is missing, is left over, or has another shape, type or place.
@@ -90,14 +97,14 @@ def account(folder: Path, parameters: Mapping[str, Tensor]) -> None:
         if place.location != DATA or int(place.offset or 0) + length > size:
             raise ArtifactError(f"{path}: weight {name} lies outside {DATA} ({size} bytes)")
     wanted = {
-        name: (list(parameter.shape), int(TensorProto.FLOAT), 4 * parameter.numel())
+        name: (list(parameter.shape), _TYPES[parameter.dtype], parameter.element_size() * parameter.numel())
         for name, parameter in parameters.items()
     }
     check_stored(path, stored, wanted)
 
 
 def _external(name: str, tensor: Tensor, offset: int) -> TensorProto:
-    proto = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=tensor.shape)
+    proto = TensorProto(name=name, data_type=_TYPES[tensor.dtype], dims=tensor.shape)
     proto.data_location = TensorProto.EXTERNAL
     place = {"location": DATA, "offset": offset, "length": tensor.numel() * tensor.element_size()}
     for key, value in place.items():

@@ -28,7 +28,16 @@ from sieve_edge.task.examples import Example, label_ids
 from sieve_edge.task.likelihood import prefix_and_tails
 
 _Q6_K = 210 / 256
-BYTES_PER_PARAM = {"F32": 4.0, "F16": 2.0, "Q8_0": 34 / 32, "Q5_K_M": _Q6_K, "Q4_K_M": _Q6_K, "Q4_0": _Q6_K}
+BYTES_PER_PARAM = {
+    "F32": 4.0,
+    "F16": 2.0,
+    "int8": 36 / 32,
+    "int4": 20 / 32,
+    "Q8_0": 34 / 32,
+    "Q5_K_M": _Q6_K,
+    "Q4_K_M": _Q6_K,
+    "Q4_0": _Q6_K,
+}
 """Bytes of one weight by the target's quantization; of mixtures the largest type, so that a size is never exceeded."""
 
 MakeExecutor = Callable[[LoadedModel, ProjectionBank, ScoringData, Progress], Executor]

@@ -252,7 +252,7 @@ def test_folder_has_what_others_load(family, tmp_path):
     steps: list[int] = []
     dense, sieved = make_model(family, "dense"), make_model(family, "pair")
     target = load_target("x86-cpu")
-    metrics, fallbacks = export(dense, sieved, make_tokenizer(), TEXTS, "tiny", target, tmp_path, steps.append)
+    metrics, fallbacks = export(dense, sieved, make_tokenizer(), TEXTS, "tiny", tmp_path, target, tmp_path, steps.append)
     assert fallbacks == []
     assert steps == [1] * 6
     assert metrics["size_mib"]["pruned"] < metrics["size_mib"]["dense"]

@@ -7,7 +7,6 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -23,14 +22,12 @@ from sieve_edge.export.merged import merge_
 from sieve_edge.export.quantize_gguf import quantize_gguf, tensor_types
 from sieve_edge.export.to_gguf import FORMAT_KEY, account, gguf_tensors, write_gguf
 from sieve_edge.files import read_json
-from sieve_edge.learn.widths import keep_inputs
 from sieve_edge.model.factored import FactoredLinear, StackPart
 from sieve_edge.model.flat import TorchTextModel
-from sieve_edge.model.matrices import find_matrices, known_architectures, stacked_weight
-from sieve_edge.model.widths import narrow_, width_specs
+from sieve_edge.model.matrices import known_architectures
 from sieve_edge.task.likelihood import label_log_likelihoods
 from tests.pico import PROMPT
-from tests.tiny_gguf import TEXTS, TOKENIZER, factor, make_model, train_pieces
+from tests.tiny_gguf import TEXTS, TOKENIZER, factor, make_model, narrow, train_pieces
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: make runtime")
 
@@ -170,7 +167,7 @@ def test_llama_cpp_splits_text_into_the_same_tokens(tokenizer, tmp_path):
 def test_a_folder_is_checked_and_quantized(tmp_path):
     pairs, _ = factor(make_model("llama"), "llama")
     steps = []
-    metrics, fallbacks = write_gguf_folder(pairs, TOKENIZER, TEXTS[:2], "toy", "Q8_0", tmp_path, steps.append)
+    metrics, fallbacks = write_gguf_folder(pairs, TOKENIZER, TEXTS[:2], "toy", "Q8_0", {}, tmp_path, steps.append)
     assert (steps, fallbacks) == ([1, 1, 1], [])
     assert metrics["max_logit_difference"] < 1e-4
     assert sorted(path.name for path in tmp_path.iterdir()) == [DRIFT, GGUF, REFERENCE, "tokenizer.json"]
@@ -228,21 +225,9 @@ def test_frequencies_that_the_model_changes_are_written(tmp_path):
     assert np.abs(found - expected).max() < 1e-3
 
 
-def narrowed(family):
-    """A tiny model whose layers differ in width, and its counts of heads and channels."""
-    model = make_model(family)
-    for spec in width_specs(find_matrices(model, family), model.config):
-        rank = {"0.o": 32, "0.down": 96, "1.down": 32}.get(spec.name)
-        if rank is not None:
-            weight_OI = stacked_weight(model, spec).double()
-            factors = keep_inputs(weight_OI, torch.eye(spec.in_features).double(), weight_OI.T @ weight_OI, spec.unit)
-            narrow_(model, spec, factors.down_RI[:rank].float(), factors.up_RO[:rank].float())
-    return model
-
-
 @pytest.mark.parametrize("family", [family for family in FAMILIES if "width" in gguf_description(family)])
 def test_layers_of_different_widths_compute_what_pytorch_does(family, tmp_path):
-    model = narrowed(family)
+    model = narrow(family)
     assert write_gguf(model, TOKENIZER, "narrow", tmp_path / "narrow.gguf") == 0
     reader = gguf.GGUFReader(tmp_path / "narrow.gguf")
     read = {name: field.contents() for name, field in reader.fields.items()}

@@ -11,8 +11,8 @@ from sieve_edge import compute
 from sieve_edge.cli import cli
 from sieve_edge.compute import Compute
 from sieve_edge.errors import EnvironmentMissing
+from sieve_edge.run import Run, stage_settings
 from sieve_edge.search.ray_executor import import_ray
-from sieve_edge.stages import Run, stage_settings
 
 
 @pytest.mark.parametrize(

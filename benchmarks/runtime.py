@@ -1,0 +1,208 @@
+"""Dense against smaller models in the runtimes: ``python -m benchmarks.runtime``.
+
+Speed does not depend on what the weights are, so factors are random, at the ranks (or widths) that keep about 0.75, 0.5
+and 0.35 of the linears. All forms of one model, runtime, quantization and thread count take turns in one process;
+ratios are to the dense form, paired by repeat, with 95 % intervals. ``decode bound`` is the ratio of the files' sizes,
+``prompt bound`` that of the multiplications for a prompt's token: what a decode step and a prompt could gain. The 1B
+shape is a random Llama.
+"""
+
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from benchmarks._common import Demo, finish, load_demo, options
+from sieve_edge.artifacts import MatrixSpec
+from sieve_edge.config import Target
+from sieve_edge.device.llama import GGUF
+from sieve_edge.device.runtimes import WEIGHTS, Runtime
+from sieve_edge.device.timing import Timing, median_interval, time_models
+from sieve_edge.export import stored_weights
+from sieve_edge.export.quantize_gguf import quantize_gguf
+from sieve_edge.export.to_gguf import write_gguf
+from sieve_edge.export.to_onnx import write_graph
+from sieve_edge.model.factored import FactoredLinear, install_
+from sieve_edge.model.levels import Ranks, kept_params, ranks_at
+from sieve_edge.model.load import shared_copy
+from sieve_edge.model.matrices import find_matrices, linear_params, stacked_weight
+from sieve_edge.model.statistics import narrow_side
+from sieve_edge.model.widths import narrow_, width_specs
+from sieve_edge.progress import Progress
+from sieve_edge.protocols import Float64
+from sieve_edge.quantize import quantize
+from sieve_edge.recipe import QuantizeRecipe
+
+PROMPT_TOKENS = 128
+BILLION: dict[str, Any] = {
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": True,
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One comparison: a model's forms in one runtime and quantization."""
+
+    model: str
+    runtime: str
+    quantization: str
+    multiple: int
+    storages: tuple[str, ...]
+
+
+SMALL = (
+    Setting("SmolLM2", "onnxruntime", "F32", 16, ("pair", "pivoted")),
+    Setting("SmolLM2", "onnxruntime", "int8", 32, ("pair", "pivoted")),
+    Setting("SmolLM2", "onnxruntime", "int4", 32, ("pair", "pivoted")),
+    Setting("SmolLM2", "llama.cpp", "F32", 32, ("pair", "width")),
+    Setting("SmolLM2", "llama.cpp", "Q8_0", 32, ("pair", "width")),
+    Setting("SmolLM2", "llama.cpp", "Q4_0", 32, ("pair", "width")),
+)
+LARGE = (
+    Setting("1B shape", "llama.cpp", "Q8_0", 32, ("pair", "width")),
+    Setting("1B shape", "llama.cpp", "Q4_K_M", 256, ("pair", "width")),
+    Setting("1B shape", "onnxruntime", "int8", 32, ("pair", "pivoted")),
+    Setting("1B shape", "onnxruntime", "int4", 32, ("pair", "pivoted")),
+)
+
+
+def main() -> None:
+    """Run the benchmark."""
+    arguments = options(__doc__)
+    started = time.perf_counter()
+    demo = load_demo(arguments)
+    rows: list[dict[str, Any]] = []
+    for setting in (SMALL[0], SMALL[4]) if arguments.quick else SMALL:
+        rows += _compare(setting, demo.loaded.model, demo, arguments)
+    if not arguments.quick:
+        large = _random_model(demo.loaded.model.config.vocab_size)
+        for setting in LARGE:
+            rows += _compare(setting, large, demo, arguments)
+    finish("runtime", demo, arguments, started, rows)
+
+
+def _compare(setting: Setting, model: Any, demo: Demo, arguments: Namespace) -> list[dict[str, Any]]:
+    rows, tokenizer = [], demo.loaded.tokenizer
+    factors = (0.5,) if arguments.quick else (0.75, 0.5, 0.35)
+    decode_tokens, repeats = (8, 6) if arguments.quick else (16, 10)
+    prompt = np.random.default_rng(0).integers(10, 1000, PROMPT_TOKENS).tolist()
+    with tempfile.TemporaryDirectory() as folder:
+        kept = {}
+        for name, fraction, form in _forms(model, setting, factors):
+            kept[name] = fraction
+            _write(form, tokenizer, setting, demo.target, Path(folder) / name)
+        for threads in (arguments.threads,) if arguments.quick else (1, 2):
+            runtime = Runtime(setting.runtime, threads)
+            models = {name: runtime.open(Path(folder) / name, 2 * (PROMPT_TOKENS + decode_tokens)) for name in kept}
+            timings = time_models(models, prompt, 1, decode_tokens, repeats, np.random.default_rng(0))
+            dense_mib = _mib(Path(folder) / "dense")
+            for name, fraction in kept.items():
+                mib = _mib(Path(folder) / name)
+                facts: dict[str, Any] = {"model": setting.model, "runtime": setting.runtime}
+                facts |= {
+                    "weights": setting.quantization,
+                    "threads": threads,
+                    "form": name,
+                    "kept": fraction,
+                    "MiB": mib,
+                }
+                speeds = _speeds(timings["dense"], timings[name], decode_tokens)
+                rows.append(facts | speeds | _bounds(model, fraction, dense_mib / mib))
+            del models
+    return rows
+
+
+def _speeds(dense: Timing, timing: Timing, decode_tokens: int) -> dict[str, Any]:
+    def decode_ms(measured: Timing) -> Float64:
+        steps_ms: Float64 = np.asarray(measured.token_samples_ms).reshape(-1, decode_tokens)
+        return steps_ms @ np.ones(decode_tokens)
+
+    ratio, low, high = median_interval(decode_ms(dense) / decode_ms(timing), np.random.default_rng(0))
+    prompt_low, prompt_high = timing.speed_ratio_interval95
+    return {
+        "prompt tok/s": timing.prompt_tokens_per_s,
+        "decode tok/s": timing.tokens_per_s,
+        "prompt ratio": timing.speed_ratio,
+        "prompt interval": f"{prompt_low:.2f}-{prompt_high:.2f}",
+        "decode ratio": ratio,
+        "decode interval": f"{low:.2f}-{high:.2f}",
+    }
+
+
+def _bounds(model: Any, kept: float, sizes: float) -> dict[str, float]:
+    linears = linear_params(find_matrices(model, model.config.model_type))
+    # The head multiplies once for a whole prompt.
+    head = model.get_output_embeddings().weight.numel() / PROMPT_TOKENS
+    return {"prompt bound": (linears + head) / (kept * linears + head), "decode bound": sizes}
+
+
+def _forms(model: Any, setting: Setting, factors: tuple[float, ...]) -> Iterator[tuple[str, float, Any]]:
+    """Yield the dense model and its smaller forms: name, kept fraction of the linears, model."""
+    yield "dense", 1.0, model
+    plain = find_matrices(model, model.config.model_type)
+    for storage in setting.storages:
+        specs = width_specs(plain, model.config) if storage == "width" else tuple(plain)
+        for factor in factors:
+            ranks = ranks_at(specs, factor, storage, setting.multiple)
+            form = shared_copy(model)
+            _shrink_(form, specs, ranks, storage)
+            yield f"{storage} {factor}", kept_params(specs, ranks, storage) / linear_params(specs), form
+
+
+def _shrink_(model: Any, specs: tuple[MatrixSpec, ...], ranks: Ranks, storage: str) -> None:
+    for spec in specs:
+        rank = ranks[spec.name]
+        if rank is None:
+            continue
+        if storage == "width":
+            first_RI = torch.eye(spec.in_features)[:rank]
+            narrow_(model, spec, first_RI, stacked_weight(model, spec)[:, :rank].T)
+        else:
+            kind = "pair" if storage == "pair" else f"pivoted_{narrow_side(spec)}"
+            install_(model, spec.paths, FactoredLinear(spec.in_features, spec.part_features, rank, kind))
+    model.requires_grad_(False)
+
+
+def _write(model: Any, tokenizer: Any, setting: Setting, target: Target, folder: Path) -> None:
+    folder.mkdir()
+    if setting.runtime == "onnxruntime":
+        wanted = target.model_copy(update={"quantization": setting.quantization})
+        with tempfile.TemporaryDirectory() as plan:
+            quantize({"form": model}, [], wanted, QuantizeRecipe(method="nearest"), Path(plan), Progress())
+            write_graph(model, folder, stored_weights(Path(plan), "form", setting.quantization))
+        return
+    plain = folder / "plain.gguf.part"
+    write_gguf(model, tokenizer, setting.model, plain)
+    if setting.quantization == "F32":
+        plain.rename(folder / GGUF)
+        return
+    quantize_gguf(plain, folder / GGUF, setting.quantization, torch.get_num_threads())
+    plain.unlink()
+
+
+def _mib(folder: Path) -> float:
+    return sum(file.stat().st_size for file in folder.glob(WEIGHTS)) / 2**20
+
+
+def _random_model(vocab_size: int) -> Any:
+    config = AutoConfig.for_model("llama", **BILLION, vocab_size=vocab_size)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+    return model.eval().requires_grad_(False)
+
+
+if __name__ == "__main__":
+    main()

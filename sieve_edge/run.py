@@ -1,0 +1,157 @@
+"""One build: what it is made of, and which settings each stage's result depends on.
+
+Heavy imports stand inside the functions, so that looking at a finished run is quick.
+"""
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sieve_edge.compute import Compute
+from sieve_edge.config import Target, Task
+from sieve_edge.model.source import ModelSource
+from sieve_edge.progress import Progress
+from sieve_edge.recipe import Recipe
+from sieve_edge.resolve import settings_json
+from sieve_edge.task.examples import Example, load_splits
+
+if TYPE_CHECKING:
+    from sieve_edge.model.load import LoadedModel
+
+
+@dataclass(frozen=True)
+class Run:
+    """One build: model x task x target, with its recipe and its folder.
+
+    Attributes:
+        source: The model.
+        task: The task.
+        target: The device.
+        recipe: Everything else.
+        root: The run's folder.
+        progress: Where progress is shown.
+        plan: Number of the plan on the front that is fused, from 1; None for the search's choice.
+        compute: Where the search scores its candidates; changes no artifact.
+    """
+
+    source: ModelSource
+    task: Task
+    target: Target
+    recipe: Recipe
+    root: Path
+    progress: Progress
+    plan: int | None = None
+    compute: Compute = field(default_factory=Compute)
+
+    @cached_property
+    def splits(self) -> dict[str, tuple[Example, ...]]:
+        """Examples of every split."""
+        return load_splits(self.task, self.recipe.seed)
+
+    @cached_property
+    def loaded(self) -> "LoadedModel":
+        """The dense model, its matrices as the target's storage prunes them; no stage changes it."""
+        import torch
+
+        from sieve_edge.model.load import load_model
+        from sieve_edge.model.widths import width_specs
+
+        torch.set_num_threads(self.recipe.threads)
+        self.progress.say(f"  loading {self.source.reference}")
+        loaded = load_model(self.source, self.recipe.device)
+        if self.target.storage != "width":
+            return loaded
+        return replace(loaded, specs=width_specs(loaded.specs, loaded.model.config))
+
+    def folder(self, verb: str) -> Path:
+        """Name a stage's folder.
+
+        Args:
+            verb: The stage.
+
+        Returns:
+            The folder inside the run.
+        """
+        return self.root / verb
+
+
+def stage_settings(verb: str, run: Run) -> dict[str, Any]:
+    """Say which settings a stage's result depends on.
+
+    Args:
+        verb: The stage.
+        run: The build.
+
+    Returns:
+        JSON-compatible settings; a change of any makes the artifact stale.
+    """
+    recipe, task, target = settings_json(run.recipe), settings_json(run.task), settings_json(run.target)
+    learn = recipe["learn"]
+    settings: dict[str, Any]
+    match verb:
+        case "calibrate":
+            gathered = {name: learn[name] for name in ("method", "output_metric", "fisher_prompts")}
+            lengths = {"calibration_tokens": recipe["calibration_tokens"], "max_new_tokens": task["max_new_tokens"]}
+            # Pairs and pivots share their statistics; widths need others.
+            sides = {"storage": "width"} if target["storage"] == "width" else {}
+            settings = {**scoring_settings(run), **gathered, **lengths, **sides}
+        case "learn":
+            settings = {
+                "threads": recipe["threads"],
+                "device": recipe["device"],
+                **learn,
+                "ranks": gradient_levels(run),
+            }
+        case "search":
+            asked = {name: recipe[name] for name in ("tolerance", "grid", "search")}
+            levels = {"storage": target["storage"], "multiple": target["rank_multiple"]}
+            if run.recipe.search.max_size_mib is not None:
+                levels["quantization"] = target["quantization"]
+            timed = {"timed": [target[name] for name in ("threads", "execution_provider", "workload")]}
+            settings = {**scoring_settings(run), **asked, **levels, **(timed if run.recipe.search.limits_time else {})}
+        case "fuse":
+            settings = {**scoring_settings(run), "task": task["name"], "prompt": task["prompt"], "plan": run.plan}
+        case "quantize":
+            prompts = {"threads": recipe["threads"], "prompts": recipe["quantize"]["prompts"], "prompt": task["prompt"]}
+            calibrated = {} if target["quantization"] in ("F32", "F16") else {**recipe["quantize"], **prompts}
+            settings = {"format": target["format"], "quantization": target["quantization"], **calibrated}
+        case "export":
+            settings = {**{name: target[name] for name in ("format", "runtime", "quantization")}, "task": task["name"]}
+        case _:
+            settings = {"target": target, "tolerance": recipe["tolerance"], "task": task["name"]}
+    return settings
+
+
+def scoring_settings(run: Run) -> dict[str, Any]:
+    """Say what a score depends on, beside the model and the examples.
+
+    Args:
+        run: The build.
+
+    Returns:
+        JSON-compatible settings.
+    """
+    recipe = run.recipe
+    compute = {"threads": recipe.threads, "device": recipe.device, "batch_tokens": recipe.search.batch_tokens}
+    return {**compute, "labels": run.task.labels, "metric": run.task.metric}
+
+
+def gradient_levels(run: Run) -> dict[str, list[int]]:
+    """List the ranks that the gradient method must fit; the other methods serve every rank, whatever the target.
+
+    Args:
+        run: The build.
+
+    Returns:
+        Matrix name -> ranks, rising; empty for the other methods.
+    """
+    if run.recipe.learn.method != "gradient":
+        return {}
+    from sieve_edge.search.assemble import search_space
+
+    space = search_space(run.loaded, run.target, run.recipe)
+    return {
+        spec.name: sorted(level.rank for level in levels if level.rank is not None)
+        for spec, levels in zip(space.specs, space.levels, strict=True)
+    }

@@ -1,0 +1,155 @@
+"""Smaller numbers: what the plan says is what the files hold, and the runtimes compute what the numbers stand for."""
+
+import copy
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from sieve_edge.config import Target
+from sieve_edge.device.ort import OrtTextModel
+from sieve_edge.device.reference import DRIFT
+from sieve_edge.errors import ConfigError
+from sieve_edge.export import export
+from sieve_edge.files import read_json
+from sieve_edge.model.blocks import BITS, Blocks, restore
+from sieve_edge.model.flat import TorchTextModel
+from sieve_edge.progress import Progress
+from sieve_edge.quantize import quantize
+from sieve_edge.recipe import QuantizeRecipe
+from tests.tiny_gguf import TEXTS, TOKENIZER, factor, make_model
+
+PROMPTS = [TOKENIZER.encode(text) for text in TEXTS]
+
+
+def target(format_, quantization, **fields):
+    runtime = {"onnx": "onnxruntime", "gguf": "llama.cpp"}[format_]
+    storage = {"onnx": "pivoted", "gguf": "pair"}[format_]
+    known = {"name": "toy", "description": "toy", "threads": 1, "rank_multiple": 1, "rank_multiple_reason": "toy"}
+    given = {"format": format_, "runtime": runtime, "storage": storage, "quantization": quantization}
+    return Target(**known, **given, **fields, model="x", task="y")
+
+
+def run(model, sieved, wanted, out, **recipe):
+    (out / "plan").mkdir()
+    models = {"dense": model, "pruned": sieved}
+    metrics, fallbacks = quantize(models, PROMPTS[:8], wanted, QuantizeRecipe(**recipe), out / "plan", Progress())
+    exported, changed = export(
+        model, sieved, TOKENIZER, TEXTS[:2], "toy", out / "plan", wanted, out / "export", lambda _: None
+    )
+    return metrics, fallbacks, exported, changed
+
+
+def restored(model, folder, kind, bits):
+    """The model that the codes stand for, in PyTorch."""
+    from safetensors.torch import load_file
+
+    stored, same = load_file(folder / f"{kind}.safetensors"), copy.deepcopy(model)
+    for name, parameter in same.named_parameters():
+        if f"{name}.codes" in stored:
+            packed = stored[f"{name}.codes"]
+            codes = packed if bits == 8 else torch.stack([packed & 15, packed >> 4], dim=-1)
+            blocks = Blocks(codes.flatten(1), stored[f"{name}.scales"], bits)
+            parameter.copy_(restore(blocks, parameter.shape[1]))
+    return same
+
+
+def logits(model, ids):
+    rows = np.asarray([ids], dtype=np.int64)
+    return model.forward(rows, np.ones_like(rows), np.arange(len(ids))[None], [], 0)[0]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_onnx_blocks_are_computed_as_what_they_stand_for(quantization, tied, tmp_path):
+    model = make_model("llama", tie_word_embeddings=tied)
+    pairs, _ = factor(model, "llama", rank=24)
+    wanted = target("onnx", quantization)
+    metrics, fallbacks, exported, _ = run(model, pairs, wanted, tmp_path)
+    assert fallbacks == ()
+    bits = BITS[quantization]
+    for kind, source in (("dense", model), ("pruned", pairs)):
+        folder = tmp_path / "export" / kind
+        graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
+        operations = [node.op_type for node in graph.node]
+        linears = sum(isinstance(module, nn.Linear) for module in source.modules())
+        assert operations.count("MatMulNBits") == linears
+        assert operations.count("GatherBlockQuantized") == 1
+        assert "Gemm" not in operations, "the head is quantized too"
+        large = [value.name for value in graph.initializer if len(value.dims) == 2 and value.data_type == 1]
+        assert all(name.endswith(".scales") for name in large)
+        same, quantized = restored(source, tmp_path / "plan", kind, bits), OrtTextModel(folder, 1)
+        expected, found = logits(TorchTextModel(same, "cpu"), PROMPTS[0]), logits(quantized, PROMPTS[0])
+        spread = np.ptp(logits(TorchTextModel(source, "cpu"), PROMPTS[0]))
+        # Inputs are rounded to 8 bits on the way.
+        assert np.abs(found - expected).max() < 0.05 * spread
+        assert exported["max_logit_difference"][kind] < 1e-3
+        assert read_json(folder / DRIFT) == exported["quantized"][kind]
+        assert 0.0 < exported["quantized"][kind]["kl"] < 0.1
+    assert metrics["mean_error"]["dense"] > 0.0
+
+
+def test_calibrated_rounding_drifts_less(tmp_path):
+    model = make_model("llama")
+    errors = {}
+    for method in ("nearest", "gptq"):
+        folder = tmp_path / method
+        folder.mkdir()
+        models = {"dense": model, "pruned": model}
+        quantize(models, PROMPTS, target("onnx", "int4"), QuantizeRecipe(method=method), folder, Progress())
+        plan = read_json(folder / "plan.json")["weights"]["dense"]
+        assert {entry["method"] for entry in plan.values() if "method" in entry} <= {method, "nearest"}
+        same = restored(model, folder, "dense", 4)
+        difference = logits(TorchTextModel(same, "cpu"), PROMPTS[0]) - logits(TorchTextModel(model, "cpu"), PROMPTS[0])
+        errors[method] = float(np.square(difference).mean())
+    assert errors["gptq"] < errors["nearest"]
+
+
+def test_halves_are_stored_and_computed_in_float32(tmp_path):
+    model = make_model("qwen2")
+    run(model, factor(model, "qwen2")[0], target("onnx", "F16"), tmp_path)
+    folder = tmp_path / "export" / "dense"
+    stored = {
+        value.name: value for value in onnx.load(folder / "model.onnx", load_external_data=False).graph.initializer
+    }
+    halves = [name for name, value in stored.items() if value.data_type == onnx.TensorProto.FLOAT16]
+    assert len(halves) == sum(parameter.dim() == 2 for parameter in model.parameters())
+    assert 0.0 < read_json(folder / DRIFT)["kl"] < 1e-4
+
+
+def test_weights_that_do_not_fit_are_named_and_refused(tmp_path):
+    model = make_model("llama")
+    pairs, _ = factor(model, "llama", rank=24)
+    wanted = target("gguf", "Q8_0")
+    with pytest.raises(
+        ConfigError, match=r"pruned: model\.layers\.0\.self_attn\.q_proj\.up\.weight: not Q8_0"
+    ) as caught:
+        quantize({"dense": model, "pruned": pairs}, PROMPTS, wanted, QuantizeRecipe(), tmp_path, Progress())
+    assert "quantize.allow_fallback=true" in str(caught.value)
+    assert not (tmp_path / "plan.json").exists()
+    _, fallbacks = quantize(
+        {"dense": model, "pruned": pairs}, PROMPTS, wanted, QuantizeRecipe(allow_fallback=True), tmp_path, Progress()
+    )
+    assert len(fallbacks) == sum(".up." in name for name, _ in pairs.named_parameters())
+
+
+def test_llama_cpp_heeds_what_matters(tmp_path):
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: make runtime")
+    from sieve_edge.export.to_gguf import gguf_importance
+
+    model = make_model("llama", hidden_size=256, intermediate_size=512)
+    wanted = target("gguf", "Q4_0")
+    _, _, with_importance, _ = run(model, model, wanted, tmp_path)
+    from safetensors.torch import load_file
+
+    named = gguf_importance(model, load_file(tmp_path / "plan" / "dense.safetensors"))
+    assert set(named) >= {"blk.0.attn_q.weight", "blk.1.ffn_down.weight", "output.weight"}
+    assert named["blk.0.attn_q.weight"].shape == (256,)
+    (tmp_path / "plan" / "dense.safetensors").unlink()
+    (tmp_path / "export").rename(tmp_path / "other")
+    without, _ = export(
+        model, model, TOKENIZER, TEXTS[:2], "toy", tmp_path / "plan", wanted, tmp_path / "export", lambda _: None
+    )
+    assert with_importance["quantized"]["dense"] != without["quantized"]["dense"]

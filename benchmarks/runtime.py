@@ -98,7 +98,8 @@ def _compare(setting: Setting, model: Any, demo: Demo, arguments: Namespace) -> 
     rows, tokenizer = [], demo.loaded.tokenizer
     factors = (0.5,) if arguments.quick else (0.75, 0.5, 0.35)
     decode_tokens, repeats = (8, 6) if arguments.quick else (16, 10)
-    prompt = np.random.default_rng(0).integers(10, 1000, PROMPT_TOKENS).tolist()
+    rng = np.random.default_rng(0)
+    prompt = rng.integers(10, 1000, PROMPT_TOKENS).tolist()
     with tempfile.TemporaryDirectory() as folder:
         kept = {}
         for name, fraction, form in _forms(model, setting, factors):
@@ -107,7 +108,7 @@ def _compare(setting: Setting, model: Any, demo: Demo, arguments: Namespace) -> 
         for threads in (arguments.threads,) if arguments.quick else (1, 2):
             runtime = Runtime(setting.runtime, threads)
             models = {name: runtime.open(Path(folder) / name, 2 * (PROMPT_TOKENS + decode_tokens)) for name in kept}
-            timings = time_models(models, prompt, 1, decode_tokens, repeats, np.random.default_rng(0))
+            timings = time_models(models, dict.fromkeys(kept, prompt), 1, decode_tokens, repeats, rng)
             dense_mib = _mib(Path(folder) / "dense")
             for name, fraction in kept.items():
                 mib = _mib(Path(folder) / name)
@@ -181,7 +182,7 @@ def _write(model: Any, tokenizer: Any, setting: Setting, target: Target, folder:
     if setting.runtime == "onnxruntime":
         wanted = target.model_copy(update={"quantization": setting.quantization})
         with tempfile.TemporaryDirectory() as plan:
-            quantize({"form": model}, [], wanted, QuantizeRecipe(method="nearest"), Path(plan), Progress())
+            quantize({"form": model}, {}, wanted, QuantizeRecipe(method="nearest"), Path(plan), Progress())
             write_graph(model, folder, stored_weights(Path(plan), "form", setting.quantization))
         return
     plain = folder / "plain.gguf.part"

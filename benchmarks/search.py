@@ -16,7 +16,7 @@ from benchmarks._common import Demo, finish, load_demo, options
 from sieve_edge.artifacts import read_plan
 from sieve_edge.config import Task
 from sieve_edge.files import read_json, read_jsonl
-from sieve_edge.fuse import load_fused
+from sieve_edge.model.checkpoint import load_checkpoint
 from sieve_edge.model.flat import TorchTextModel
 from sieve_edge.pipeline import build
 from sieve_edge.progress import Progress
@@ -73,7 +73,7 @@ def _row(run: Run, strategy: str) -> dict[str, Any]:
     plan = read_plan(run.folder("search"))
     history, _ = read_jsonl(run.folder("search") / "history.jsonl")
     sidecar = read_json(run.folder("fuse") / "sieve_edge.json")
-    model = load_fused(run.folder("fuse"), run.recipe.device)
+    model = load_checkpoint(run.folder("fuse"), run.recipe.device)
     return {
         "strategy": strategy,
         "kept_fraction": plan.kept_linears,

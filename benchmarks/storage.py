@@ -48,7 +48,7 @@ def main() -> None:
                 models[f"{storage}-{factor}"] = OrtTextModel(model, demo.target.threads)
         prompt = demo.prompts("calibration", 1)[0]
         repeats = 10 if arguments.quick else 30
-        timings = time_models(models, prompt, 1, 16, repeats, np.random.default_rng(0))
+        timings = time_models(models, dict.fromkeys(models, prompt), 1, 16, repeats, np.random.default_rng(0))
     for row, timing in zip(rows, timings.values(), strict=True):
         row["answer ms"], row["token ms"] = timing.time_per_answer_ms, timing.time_per_token_p50_ms
     finish("storage", demo, arguments, started, rows)

@@ -24,8 +24,10 @@ STAGES: tuple[Stage, ...] = (
     Stage("learn", ("calibrate",), "projection bank", 2, True),
     Stage("search", ("calibrate", "learn"), "pruning plan", 3, False),
     Stage("fuse", ("calibrate", "learn", "search"), "Hugging Face checkpoint", 2, False),
-    Stage("quantize", ("fuse",), "type of every weight on the target, with its codes or importance", 1, False),
-    Stage("export", ("calibrate", "fuse", "quantize"), "deployable folder, dense and pruned", 3, False),
+    Stage("tune", ("fuse",), "tuned checkpoint, if tuning is asked for", 1, False),
+    Stage("vocabulary", ("fuse", "tune"), "checkpoint with fewer tokens, if that is asked for", 1, False),
+    Stage("quantize", ("fuse", "tune", "vocabulary"), "type of every weight, with its codes or importance", 1, False),
+    Stage("export", ("fuse", "tune", "vocabulary", "quantize"), "deployable folder, dense and pruned", 3, False),
     Stage("validate", ("search", "fuse", "export"), "report", 2, False),
 )
 """Stages in order. ``shared`` stages do not depend on the target and are content-addressed."""

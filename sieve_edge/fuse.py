@@ -5,24 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from sieve_edge.artifacts import MatrixSpec, PruningPlan
 from sieve_edge.config import Task
 from sieve_edge.errors import ArtifactError
 from sieve_edge.files import write_json
 from sieve_edge.model.bank import ProjectionBank
+from sieve_edge.model.checkpoint import save_checkpoint
 from sieve_edge.model.factored import FactoredLinear, install_
-from sieve_edge.model.flat import TorchTextModel, flat_forward
-from sieve_edge.model.hf import write_sieve_config
+from sieve_edge.model.flat import TorchTextModel
 from sieve_edge.model.levels import SKIPPED, Ranks, stored_params
 from sieve_edge.model.load import LoadedModel, shared_copy
 from sieve_edge.model.matrices import count_params, linear_params, stacked_bias
 from sieve_edge.model.pivots import pivot
 from sieve_edge.model.statistics import narrow_side
-from sieve_edge.model.tensors import tensor_disk_errors
 from sieve_edge.model.widths import narrow_
 from sieve_edge.progress import Progress
 from sieve_edge.protocols import Float64
@@ -66,8 +63,7 @@ def fuse(
     model = shared_copy(loaded.model)
     layout, fallbacks, largest = install_plan_(model, loaded.specs, bank, plan.ranks, plan.storage)
     kept = _check_params(model, loaded, layout, plan.ranks)
-    _save(model, loaded.tokenizer, layout, out)
-    _compare_reloaded(model, loaded.encode(selection[0].prompt), out)
+    save_checkpoint(model, loaded.tokenizer, layout, loaded.encode(selection[0].prompt), out)
     prompts = [loaded.encode(example.prompt) for example in selection]
     answers = label_ids(task, loaded.encode)
     with progress.task("score the fused model", len(prompts), "prompts") as advance:
@@ -186,20 +182,6 @@ def layout_entry(spec: MatrixSpec, module: FactoredLinear) -> dict[str, Any]:
     }
 
 
-def load_fused(folder: Path, device: str) -> Any:
-    """Load a checkpoint that fuse wrote.
-
-    Args:
-        folder: Checkpoint folder.
-        device: Torch device.
-
-    Returns:
-        transformers model of the base family, float32, in evaluation mode.
-    """
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-    return model.to(device).eval().requires_grad_(False)
-
-
 def _check_params(model: Any, loaded: LoadedModel, layout: dict[str, Any], ranks: Ranks) -> dict[str, float]:
     """Compare the parameters that are there with the formula's, and say which fractions are kept."""
     linears = linear_params(loaded.specs)
@@ -217,23 +199,3 @@ def _check_params(model: Any, loaded: LoadedModel, layout: dict[str, Any], ranks
 
 def _biases(model: Any) -> int:
     return sum(parameter.numel() for name, parameter in model.named_parameters() if name.endswith(".bias"))
-
-
-def _save(model: Any, tokenizer: Any, layout: dict[str, Any], out: Path) -> None:
-    with tensor_disk_errors(out):
-        state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-        model.save_pretrained(out, state_dict=state, safe_serialization=True)
-        write_sieve_config(model, layout, out)
-        tokenizer.save_pretrained(out)
-
-
-@torch.inference_mode()
-def _compare_reloaded(model: Any, prompt: list[int], out: Path) -> None:
-    reloaded = load_fused(out, str(model.device))
-    ids_1T = torch.tensor([prompt], device=model.device)
-    mask_1T, positions_1T = torch.ones_like(ids_1T), torch.arange(ids_1T.shape[1], device=model.device)[None]
-    ours, _ = flat_forward(model, ids_1T, mask_1T, positions_1T, [])
-    theirs, _ = flat_forward(reloaded, ids_1T, mask_1T, positions_1T, [])
-    if not torch.equal(ours, theirs):
-        difference = float((ours - theirs).abs().max())
-        raise ArtifactError(f"{out}: the reloaded checkpoint differs from the fused model by {difference:g}, must be 0")

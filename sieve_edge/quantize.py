@@ -34,7 +34,7 @@ PLAN = "plan.json"
 
 def quantize(
     models: Mapping[str, Any],
-    prompts: Sequence[Sequence[int]],
+    prompts: Mapping[str, Sequence[Sequence[int]]],
     target: Target,
     recipe: QuantizeRecipe,
     out: Path,
@@ -48,7 +48,7 @@ def quantize(
 
     Args:
         models: ``"dense"`` and ``"pruned"`` -> transformers model, float32.
-        prompts: Token ids of calibration prompts.
+        prompts: Token ids of calibration prompts, for each model in its own tokens.
         target: Format and quantization.
         recipe: Settings.
         out: Work folder.
@@ -77,13 +77,13 @@ def quantize(
         wanted = [name for name, entry in plans[kind].items() if entry["type"] == target.quantization]
         if target.quantization in BITS:
             calibrated = recipe.method == "gptq"
-            grams = _gather(model, _readers(model), prompts, _add_gram, kind, progress) if calibrated else {}
+            grams = _gather(model, _readers(model), prompts[kind], _add_gram, kind, progress) if calibrated else {}
             tensors, lost = _blocks(model, wanted, grams, BITS[target.quantization], progress)
             plans[kind] = {name: {**entry, **lost.get(name, {})} for name, entry in plans[kind].items()}
             errors[kind] = sum(entry["error"] for entry in lost.values()) / len(lost)
             write_tensors(out / f"{kind}.safetensors", tensors)
         elif target.quantization in WITH_IMPORTANCE:
-            squares = _gather(model, _readers(model), prompts, _add_squares, kind, progress)
+            squares = _gather(model, _readers(model), prompts[kind], _add_squares, kind, progress)
             write_tensors(out / f"{kind}.safetensors", {name: value.float() for name, value in squares.items()})
     write_json(out / PLAN, {"quantization": target.quantization, "weights": plans})
     return {"quantization": target.quantization, "mean_error": errors}, tuple(fallbacks)

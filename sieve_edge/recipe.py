@@ -128,6 +128,39 @@ class SearchRecipe(Strict):
         return self.max_time_per_answer_ms is not None or self.max_time_per_token_ms is not None
 
 
+class TuneRecipe(Strict):
+    """Training after pruning; it changes no rank."""
+
+    method: Literal["none", "lora", "full_factors"] = Field(
+        "none", description="lora: adapters on every linear, merged at the end; full_factors: the weights themselves."
+    )
+    loss: Literal["answer", "distil"] = Field(
+        "answer", description="Cross-entropy of the right answers, or KL divergence from the dense model's answers."
+    )
+    rank: PositiveInt = Field(8, description="Rank of an adapter.")
+    learning_rate: PositiveFloat = Field(2e-4, description="Highest learning rate of AdamW; full_factors needs less.")
+    epochs: PositiveFloat = Field(2.0, description="Passes over the calibration split.")
+    batch_tokens: PositiveInt = Field(1024, description="Tokens of a step's batch, a prefix that all share left out.")
+    evaluate_every: PositiveInt = Field(12, description="Steps between two looks at the selection split.")
+    patience: PositiveInt = Field(4, description="Looks without improvement after which training stops.")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Arithmetic of the passes (autocast).")
+    keep: Literal["auto", "always"] = Field(
+        "auto",
+        description="auto keeps the untuned factors where tuned ones lose more than the tolerance on the transfer set, "
+        "or lose on the selection split.",
+    )
+    compare_dense: bool = Field(True, description="Whether the dense model is tuned in the same way, to compare with.")
+
+
+class VocabularyRecipe(Strict):
+    """Which tokens are kept."""
+
+    keep: Literal["all", "auto"] = Field(
+        "all", description="auto: those of calibration and selection texts and answers, all bytes and special tokens."
+    )
+    texts_file: str | None = Field(None, description="File of further texts, UTF-8, whose tokens are kept too.")
+
+
 class QuantizeRecipe(Strict):
     """How weights get smaller numbers, where the target asks for them."""
 
@@ -162,6 +195,8 @@ class Recipe(Strict):
     )
     learn: LearnRecipe = Field(default_factory=LearnRecipe, description="How projections are found.")
     search: SearchRecipe = Field(default_factory=SearchRecipe, description="How the plan is found.")
+    tune: TuneRecipe = Field(default_factory=TuneRecipe, description="Training after pruning.")
+    vocabulary: VocabularyRecipe = Field(default_factory=VocabularyRecipe, description="Which tokens are kept.")
     quantize: QuantizeRecipe = Field(default_factory=QuantizeRecipe, description="How weights get smaller numbers.")
 
     @field_validator("grid")

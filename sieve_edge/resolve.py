@@ -114,6 +114,7 @@ def check_search(target: Target, recipe: Recipe) -> None:
     Raises:
         ConfigError: If blocks may be skipped or a time is limited, and the format cannot have that, or the method
             does not suit the storage; all at once.
+        EnvironmentMissing: If LoRA is asked for without its package.
     """
     problems = []
     if recipe.search.allow_skip and not EXPORTS_THAT_SKIP[target.format]:
@@ -122,6 +123,9 @@ def check_search(target: Target, recipe: Recipe) -> None:
             f"search.allow_skip: true, but format {target.format} of target {target.name} cannot hold skipped blocks "
             f"(only {able}); leave it false, or choose another target"
         )
+    own = recipe.vocabulary.texts_file
+    if own is not None and not Path(own).is_file():
+        problems.append(f"vocabulary.texts_file: {own} is not a file")
     if target.storage == "width" and recipe.learn.method != "closed_form":
         problems.append(
             f"learn.method: {recipe.learn.method}, must be closed_form for storage width of target {target.name}"
@@ -133,6 +137,10 @@ def check_search(target: Target, recipe: Recipe) -> None:
         )
     if problems:
         raise ConfigError("--set", problems)
+    if recipe.tune.method == "lora" and importlib.util.find_spec("peft") is None:
+        raise EnvironmentMissing(
+            "tune.method=lora needs peft, which is not installed; run: pip install 'sieve-edge[tune]'"
+        )
 
 
 def package_file(reference: str) -> Path:

@@ -3,6 +3,7 @@
 Heavy imports stand inside the functions, so that looking at a finished run is quick.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sieve_edge.compute import Compute
 from sieve_edge.config import Target, Task
+from sieve_edge.files import file_sha256
 from sieve_edge.model.source import ModelSource
 from sieve_edge.progress import Progress
 from sieve_edge.recipe import Recipe
@@ -75,6 +77,27 @@ class Run:
         """
         return self.root / verb
 
+    def checkpoint(self, verbs: Sequence[str] = ("vocabulary", "tune")) -> Path:
+        """Find the pruned model.
+
+        Args:
+            verbs: Stages after fuse that may have changed it, the last one first.
+
+        Returns:
+            The folder of the first of these stages that left a checkpoint, else that of fuse.
+        """
+        changed = [verb for verb in verbs if (self.folder(verb) / "config.json").is_file()]
+        return self.folder(changed[0] if changed else "fuse")
+
+    @property
+    def tokenizer(self) -> Any:
+        """Tokenizer of the pruned model."""
+        if self.recipe.vocabulary.keep == "all":
+            return self.loaded.tokenizer
+        from sieve_edge.model.load import load_tokenizer
+
+        return load_tokenizer(self.checkpoint())
+
 
 def stage_settings(verb: str, run: Run) -> dict[str, Any]:
     """Say which settings a stage's result depends on.
@@ -86,41 +109,79 @@ def stage_settings(verb: str, run: Run) -> dict[str, Any]:
     Returns:
         JSON-compatible settings; a change of any makes the artifact stale.
     """
-    recipe, task, target = settings_json(run.recipe), settings_json(run.task), settings_json(run.target)
-    learn = recipe["learn"]
-    settings: dict[str, Any]
-    match verb:
-        case "calibrate":
-            gathered = {name: learn[name] for name in ("method", "output_metric", "fisher_prompts")}
-            lengths = {"calibration_tokens": recipe["calibration_tokens"], "max_new_tokens": task["max_new_tokens"]}
-            # Pairs and pivots share their statistics; widths need others.
-            sides = {"storage": "width"} if target["storage"] == "width" else {}
-            settings = {**scoring_settings(run), **gathered, **lengths, **sides}
-        case "learn":
-            settings = {
-                "threads": recipe["threads"],
-                "device": recipe["device"],
-                **learn,
-                "ranks": gradient_levels(run),
-            }
-        case "search":
-            asked = {name: recipe[name] for name in ("tolerance", "grid", "search")}
-            levels = {"storage": target["storage"], "multiple": target["rank_multiple"]}
-            if run.recipe.search.max_size_mib is not None:
-                levels["quantization"] = target["quantization"]
-            timed = {"timed": [target[name] for name in ("threads", "execution_provider", "workload")]}
-            settings = {**scoring_settings(run), **asked, **levels, **(timed if run.recipe.search.limits_time else {})}
-        case "fuse":
-            settings = {**scoring_settings(run), "task": task["name"], "prompt": task["prompt"], "plan": run.plan}
-        case "quantize":
-            prompts = {"threads": recipe["threads"], "prompts": recipe["quantize"]["prompts"], "prompt": task["prompt"]}
-            calibrated = {} if target["quantization"] in ("F32", "F16") else {**recipe["quantize"], **prompts}
-            settings = {"format": target["format"], "quantization": target["quantization"], **calibrated}
-        case "export":
-            settings = {**{name: target[name] for name in ("format", "runtime", "quantization")}, "task": task["name"]}
-        case _:
-            settings = {"target": target, "tolerance": recipe["tolerance"], "task": task["name"]}
-    return settings
+    return _SETTINGS[verb](run, settings_json(run.recipe), settings_json(run.task), settings_json(run.target))
+
+
+Tree = dict[str, Any]
+
+
+def _calibrate(run: Run, recipe: Tree, task: Tree, target: Tree) -> Tree:
+    gathered = {name: recipe["learn"][name] for name in ("method", "output_metric", "fisher_prompts")}
+    lengths = {"calibration_tokens": recipe["calibration_tokens"], "max_new_tokens": task["max_new_tokens"]}
+    # Pairs and pivots share their statistics; widths need others.
+    sides = {"storage": "width"} if target["storage"] == "width" else {}
+    return {**scoring_settings(run), **gathered, **lengths, **sides}
+
+
+def _learn(run: Run, recipe: Tree, _: Tree, __: Tree) -> Tree:
+    compute = {"threads": recipe["threads"], "device": recipe["device"]}
+    return {**compute, **recipe["learn"], "ranks": gradient_levels(run)}
+
+
+def _search(run: Run, recipe: Tree, _: Tree, target: Tree) -> Tree:
+    asked = {name: recipe[name] for name in ("tolerance", "grid", "search")}
+    levels = {"storage": target["storage"], "multiple": target["rank_multiple"]}
+    if run.recipe.search.max_size_mib is not None:
+        levels["quantization"] = target["quantization"]
+    timed = {"timed": [target[name] for name in ("threads", "execution_provider", "workload")]}
+    return {**scoring_settings(run), **asked, **levels, **(timed if run.recipe.search.limits_time else {})}
+
+
+def _fuse(run: Run, _: Tree, task: Tree, __: Tree) -> Tree:
+    return {**scoring_settings(run), "task": task["name"], "prompt": task["prompt"], "plan": run.plan}
+
+
+def _tune(run: Run, recipe: Tree, task: Tree, _: Tree) -> Tree:
+    if run.recipe.tune.method == "none":
+        return {"method": "none"}
+    needed = {"tolerance": recipe["tolerance"], "part": recipe["search"]["part"], "prompt": task["prompt"]}
+    return {**scoring_settings(run), **recipe["tune"], **needed}
+
+
+def _vocabulary(run: Run, recipe: Tree, task: Tree, _: Tree) -> Tree:
+    if run.recipe.vocabulary.keep == "all":
+        return {"keep": "all"}
+    own = run.recipe.vocabulary.texts_file
+    texts = None if own is None else file_sha256(Path(own))
+    return {**scoring_settings(run), **recipe["vocabulary"], "prompt": task["prompt"], "texts_sha256": texts}
+
+
+def _quantize(_: Run, recipe: Tree, task: Tree, target: Tree) -> Tree:
+    stored = {name: target[name] for name in ("format", "quantization")}
+    if target["quantization"] in ("F32", "F16"):
+        return stored
+    return {**stored, **recipe["quantize"], "threads": recipe["threads"], "prompt": task["prompt"]}
+
+
+def _export(_: Run, __: Tree, task: Tree, target: Tree) -> Tree:
+    return {**{name: target[name] for name in ("format", "runtime", "quantization")}, "task": task["name"]}
+
+
+def _validate(_: Run, recipe: Tree, task: Tree, target: Tree) -> Tree:
+    return {"target": target, "tolerance": recipe["tolerance"], "task": task["name"]}
+
+
+_SETTINGS: dict[str, Callable[[Run, Tree, Tree, Tree], Tree]] = {
+    "calibrate": _calibrate,
+    "learn": _learn,
+    "search": _search,
+    "fuse": _fuse,
+    "tune": _tune,
+    "vocabulary": _vocabulary,
+    "quantize": _quantize,
+    "export": _export,
+    "validate": _validate,
+}
 
 
 def scoring_settings(run: Run) -> dict[str, Any]:

@@ -127,27 +127,52 @@ def _fuse(run: Run, out: Path) -> Result:
     )
 
 
+def _tune(run: Run, out: Path) -> Result:
+    if run.recipe.tune.method == "none":
+        return {"method": "none", "kept": "untuned"}, ()
+    from sieve_edge.model.checkpoint import load_checkpoint
+    from sieve_edge.tune import tune
+
+    checkpoint = run.folder("fuse")
+    fused = load_checkpoint(checkpoint, run.recipe.device)
+    return tune(run.loaded, fused, checkpoint, run.task, run.splits, run.recipe, out, run.progress), ()
+
+
+def _vocabulary(run: Run, out: Path) -> Result:
+    if run.recipe.vocabulary.keep == "all":
+        return {"keep": "all"}, ()
+    from sieve_edge.model.checkpoint import load_checkpoint
+    from sieve_edge.vocabulary import trim_vocabulary
+
+    checkpoint = run.checkpoint(("tune",))
+    model = load_checkpoint(checkpoint, run.recipe.device)
+    return trim_vocabulary(run.loaded, model, checkpoint, run.task, run.splits, run.recipe, out, run.progress), ()
+
+
 def _quantize(run: Run, out: Path) -> Result:
-    from sieve_edge.fuse import load_fused
+    from sieve_edge.model.checkpoint import load_checkpoint
     from sieve_edge.quantize import quantize
 
-    models = {"dense": run.loaded.model, "pruned": load_fused(run.folder("fuse"), run.recipe.device)}
+    models = {"dense": run.loaded.model, "pruned": load_checkpoint(run.checkpoint(), run.recipe.device)}
     examples = run.splits["calibration"][: run.recipe.quantize.prompts]
-    prompts = [run.loaded.encode(example.prompt) for example in examples]
+    tokenizers = {"dense": run.loaded.tokenizer, "pruned": run.tokenizer}
+    prompts = {
+        kind: [tokenizer.backend_tokenizer.encode(example.prompt).ids for example in examples]
+        for kind, tokenizer in tokenizers.items()
+    }
     return quantize(models, prompts, run.target, run.recipe.quantize, out, run.progress)
 
 
 def _export(run: Run, out: Path) -> Result:
     from sieve_edge.export import EXPORT_STEPS, export
-    from sieve_edge.fuse import load_fused
+    from sieve_edge.model.checkpoint import load_checkpoint
 
-    fused = load_fused(run.folder("fuse"), "cpu")
+    fused = load_checkpoint(run.checkpoint(), "cpu")
     prompts = [example.prompt for example in run.splits["selection"][:REFERENCE_PROMPTS]]
     with run.progress.task("export", EXPORT_STEPS, "steps") as advance:
         metrics, fallbacks = export(
-            run.loaded.model,
-            fused,
-            run.loaded.tokenizer,
+            {"dense": run.loaded.model, "pruned": fused},
+            {"dense": run.loaded.tokenizer, "pruned": run.tokenizer},
             prompts,
             run.source.name,
             run.folder("quantize"),
@@ -155,7 +180,7 @@ def _export(run: Run, out: Path) -> Result:
             out,
             advance,
         )
-    sidecar = run.folder("fuse") / "sieve_edge.json"
+    sidecar = run.checkpoint() / "sieve_edge.json"
     (out / "pruned" / "sieve_edge.json").write_bytes(sidecar.read_bytes())
     return metrics, tuple(fallbacks)
 
@@ -186,6 +211,8 @@ STAGE_FUNCTIONS: dict[str, Callable[[Run, Path], Result]] = {
     "learn": _learn,
     "search": _search,
     "fuse": _fuse,
+    "tune": _tune,
+    "vocabulary": _vocabulary,
     "quantize": _quantize,
     "export": _export,
     "validate": _validate,

@@ -28,6 +28,9 @@ SPLITS = ("test", "transfer")
 BATCH_TOKENS = 1024
 """Tokens scored in one batch; fixed, so that scores do not depend on the machine."""
 
+Tokens = tuple[dict[str, list[list[int]]], list[list[int]]]
+"""A model's tokens: the prompts of each split, and the answers."""
+
 
 @dataclass(frozen=True)
 class _Device:
@@ -86,20 +89,20 @@ def validate(
     """
     facts = _read_facts(artifact, task)
     folders = {"dense": dense, "pruned": artifact}
-    prompts, answers = _tokenize(artifact, examples, task)
+    tokens = {name: _tokenize(folder, examples, task) for name, folder in folders.items()}
     labels = {split: np.asarray([item.label for item in examples[split]], dtype=np.int64) for split in SPLITS}
     device = _Device(target, out, progress)
     # First, since it shows within seconds that the runtime loads the file and computes what it should.
     drift = device.run(
         "reference", 1, "comparisons", job="reference", folder=str(artifact), exact=target.quantization == "F32"
     )
-    scores = _score(device, folders, prompts, answers)
+    scores = _score(device, folders, tokens)
     result = {
         "task": task.name,
         "target": target.name,
         "kept_fraction": facts["kept_fraction"],
         **_quality(scores, labels, facts, seed),
-        **_cost(device, folders, prompts, answers, seed),
+        **_cost(device, folders, tokens, seed),
         "size_mib": {"source": source_mib, **{name: weights_mib(folder) for name, folder in folders.items()}},
         "max_logit_difference": drift["max_difference"],
         "drift": {"kl": drift["kl"], "top1": drift["top1"], "kl_limit": kl_limit(artifact, target)},
@@ -150,9 +153,7 @@ def _read_facts(artifact: Path, task: Task) -> dict[str, Any]:
     return facts
 
 
-def _tokenize(
-    folder: Path, examples: Mapping[str, Sequence[Example]], task: Task
-) -> tuple[dict[str, list[list[int]]], list[list[int]]]:
+def _tokenize(folder: Path, examples: Mapping[str, Sequence[Example]], task: Task) -> Tokens:
     """Tokenize the prompts of each split and the answers, as the artifact's users will."""
     file = folder / "tokenizer.json"
     try:
@@ -169,12 +170,12 @@ def _tokenize(
 def _score(
     device: _Device,
     folders: Mapping[str, Path],
-    prompts: Mapping[str, list[list[int]]],
-    answers: list[list[int]],
+    tokens: Mapping[str, Tokens],
 ) -> dict[str, dict[str, Float64]]:
     scores: dict[str, dict[str, Float64]] = {}
     for name, folder in folders.items():
         scores[name] = {}
+        prompts, answers = tokens[name]
         for split in SPLITS:
             job = {"folder": str(folder), "prompts": prompts[split], "answers": answers, "batch_tokens": BATCH_TOKENS}
             result = device.run(f"scores-{name}-{split}", len(prompts[split]), "prompts", job="score", **job)
@@ -220,31 +221,30 @@ def _quality(
 def _cost(
     device: _Device,
     folders: Mapping[str, Path],
-    prompts: Mapping[str, list[list[int]]],
-    answers: list[list[int]],
+    tokens: Mapping[str, Tokens],
     seed: int,
 ) -> dict[str, Any]:
     """Time both models in one process, then weigh each in a fresh one."""
     workload = device.target.workload
-    prompt = workload_prompt(prompts["test"], workload.prompt_tokens)
-    answer = {"prompt": prompt, "answer_tokens": max(len(answer) for answer in answers)}
+    # Each model gets the same text in its own tokens.
+    timed = {name: workload_prompt(of["test"], workload.prompt_tokens) for name, (of, _) in tokens.items()}
+    answer_tokens = max(len(answer) for _, answers in tokens.values() for answer in answers)
     lengths = {"decode_tokens": workload.decode_tokens, "repeats": workload.repeats}
     paths = {name: str(folder) for name, folder in folders.items()}
-    timings = device.run(
-        "timing", workload.repeats, "repeats", job="time", folders=paths, seed=seed, **answer, **lengths
-    )
-    memory = {
-        name: device.run(f"memory-{name}", 1, "processes", job="memory", folder=path, **answer)
-        for name, path in paths.items()
-    }
+    job: dict[str, Any] = {"prompts": timed, "answer_tokens": answer_tokens, "seed": seed, **lengths}
+    timings = device.run("timing", workload.repeats, "repeats", job="time", folders=paths, **job)
+    memory = {}
+    for name, path in paths.items():
+        job = {"folder": path, "prompt": timed[name], "answer_tokens": answer_tokens}
+        memory[name] = device.run(f"memory-{name}", 1, "processes", job="memory", **job)
     return {
         "workload": {
-            "prompt_tokens": len(prompt),
-            "answer_tokens": answer["answer_tokens"],
+            "prompt_tokens": len(timed["pruned"]),
+            "answer_tokens": answer_tokens,
             **lengths,
             "threads": device.target.threads,
             "execution_provider": device.target.execution_provider,
-            "examples": {split: len(prompts[split]) for split in SPLITS},
+            "examples": {split: len(tokens["pruned"][0][split]) for split in SPLITS},
         },
         # The samples stay in the measurement's own file; a report needs the figures.
         "timing": {

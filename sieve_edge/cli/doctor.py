@@ -97,7 +97,8 @@ def _missing(target: Target, extras: dict[str, dict[str, str | None]], gpus: lis
             missing[f"{', '.join(lacking)} (extra {extra})"] = (
                 f"scripts/setup.sh {extra}, or pip install sieve-edge[{extra}]"
             )
-    if runtime == "gguf" and PATCHED not in (extras.get("gguf", {}).get("llama-cpp-python") or PATCHED):
+    llama = extras.get("gguf", {}).get("llama-cpp-python")
+    if target.runtime == "llama.cpp" and llama is not None and PATCHED not in llama:
         missing["llama.cpp that loads factored weights"] = "make runtime"
     if runtime == "onnx-gpu" and not any("unusable" not in gpu for gpu in gpus):
         missing["NVIDIA GPU"] = "install the driver; nvidia-smi must list the GPU"

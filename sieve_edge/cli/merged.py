@@ -33,10 +33,10 @@ def write_merged(run: Any) -> dict[str, Any]:
     """
     from sieve_edge.export.gguf_folder import write_gguf_folder
     from sieve_edge.export.merged import merge_
-    from sieve_edge.fuse import load_fused
+    from sieve_edge.model.checkpoint import load_checkpoint
     from sieve_edge.stages import REFERENCE_PROMPTS
 
-    model = load_fused(run.folder("fuse"), "cpu")
+    model = load_checkpoint(run.checkpoint(), "cpu")
     count = merge_(model)
     prompts = [example.prompt for example in run.splits["selection"][:REFERENCE_PROMPTS]]
     work, folder = run.root / "merged.part", run.root / "merged"

@@ -49,7 +49,7 @@ class Timing:
 
 def time_models(
     models: Mapping[str, TextModel],
-    prompt_ids: Sequence[int],
+    prompts: Mapping[str, Sequence[int]],
     answer_tokens: int,
     decode_tokens: int,
     repeats: int,
@@ -60,7 +60,7 @@ def time_models(
 
     Args:
         models: Name -> model; ratios are to the first.
-        prompt_ids: Tokens of the prompt.
+        prompts: Tokens of the prompt, for each model in its own tokens.
         answer_tokens: Tokens of one answer, at least 1.
         decode_tokens: Decode steps after the first token, for the time per token.
         repeats: Measured repeats, after a warm-up.
@@ -77,9 +77,9 @@ def time_models(
     for repeat in range(-WARM_UP_REPEATS, repeats):
         order = names if repeat % 2 == 0 else names[::-1]
         # All prompts first, then all decoding: the two halves of a pair stand as close in time as they can.
-        prefilled = {name: timed_prefill(models[name], prompt_ids) for name in order}
+        prefilled = {name: timed_prefill(models[name], prompts[name]) for name in order}
         decoded = {
-            name: timed_decode(models[name], prefilled[name][1], prefilled[name][2], len(prompt_ids), steps)
+            name: timed_decode(models[name], prefilled[name][1], prefilled[name][2], len(prompts[name]), steps)
             for name in order
         }
         if repeat < 0:
@@ -93,7 +93,7 @@ def time_models(
         name: np.asarray(first_ms[name]) + np.asarray(token_ms[name])[:, : answer_tokens - 1].sum(1) for name in names
     }
     return {
-        name: _summary(first_ms[name], token_ms[name], answers[name], answers[names[0]], len(prompt_ids), rng)
+        name: _summary(first_ms[name], token_ms[name], answers[name], answers[names[0]], len(prompts[name]), rng)
         for name in names
     }
 

@@ -53,7 +53,7 @@ class TimeJob(_Job):
 
     job: Literal["time"]
     folders: Annotated[dict[str, Path], Field(min_length=1)]
-    prompt: Tokens
+    prompts: dict[str, Tokens]
     answer_tokens: PositiveInt
     decode_tokens: PositiveInt
     repeats: PositiveInt
@@ -145,11 +145,12 @@ def _score(job: ScoreJob) -> dict[str, Any]:
 
 def _time(job: TimeJob) -> dict[str, Any]:
     # The pasts of two repeats are there at a time.
-    tokens = 2 * (len(job.prompt) + max(job.decode_tokens, job.answer_tokens))
+    longest = max(map(len, job.prompts.values()))
+    tokens = 2 * (longest + max(job.decode_tokens, job.answer_tokens))
     models = {name: job.opener().open(folder, tokens) for name, folder in job.folders.items()}
     timings = time_models(
         models,
-        job.prompt,
+        job.prompts,
         job.answer_tokens,
         job.decode_tokens,
         job.repeats,

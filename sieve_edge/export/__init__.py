@@ -1,7 +1,7 @@
 """Writes a dense and a pruned model as folders for a target's runtime, and proves there that they compute the same."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,8 @@ EXPORT_STEPS = 6
 
 
 def export(
-    dense: Any,
-    sieved: Any,
-    tokenizer: Any,
+    models: Mapping[str, Any],
+    tokenizers: Mapping[str, Any],
     prompts: Sequence[str],
     name: str,
     quantized: Path,
@@ -31,9 +30,9 @@ def export(
     and is written anew. Costs about ten seconds and one copy of the largest weight per model.
 
     Args:
-        dense: transformers model in evaluation mode, float32 on the CPU, eager attention.
-        sieved: The same with factored linears.
-        tokenizer: Their fast tokenizer.
+        models: ``"dense"`` and ``"pruned"`` -> transformers model in evaluation mode, float32 on the CPU, eager
+            attention.
+        tokenizers: Their fast tokenizers.
         prompts: Texts that the reference is made of, at least one.
         name: The model's name, for people.
         quantized: Artifact of quantize.
@@ -46,7 +45,8 @@ def export(
     """
     metrics: dict[str, Any] = {"size_mib": {}, "seconds": {}}
     fallbacks: list[str] = []
-    for kind, model in (("dense", dense), ("pruned", sieved)):
+    for kind, model in models.items():
+        tokenizer = tokenizers[kind]
         started = time.perf_counter()
         folder = out / kind
         folder.mkdir(parents=True, exist_ok=True)

@@ -84,6 +84,18 @@ def load_model(source: ModelSource, device: str) -> LoadedModel:
     return LoadedModel(source, model, tokenizer, specs)
 
 
+def load_tokenizer(folder: Path) -> Any:
+    """Load a checkpoint's own tokenizer.
+
+    Args:
+        folder: Checkpoint folder.
+
+    Returns:
+        Fast tokenizer that reads ``tokenizer.json`` as it stands.
+    """
+    return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
 def _load_config(source: ModelSource, extra: dict[str, Any]) -> Any:
     try:
         config = AutoConfig.from_pretrained(source.folder, **extra)

@@ -7,6 +7,7 @@ from typing import Any
 from sieve_edge.artifacts import Manifest
 from sieve_edge.files import read_json, write_json
 from sieve_edge.report.markdown import write_report
+from sieve_edge.task.evaluate import relative_loss
 
 
 def finish(root: Path, manifests: Mapping[str, Manifest], command: str) -> dict[str, Any]:
@@ -26,6 +27,18 @@ def finish(root: Path, manifests: Mapping[str, Manifest], command: str) -> dict[
         manifest.metrics["process_peak_memory_mib"] for manifest in manifests.values()
     )
     result["fallbacks"] = [fallback for manifest in manifests.values() for fallback in manifest.fallbacks]
+    tuned = manifests["tune"].metrics
+    if tuned["method"] != "none":
+        result["tune"] = {
+            name: tuned[name] for name in ("method", "loss", "kept", "scores", "transfer_lost", "transfer_holds")
+        }
+        if "dense_tuned" in tuned["scores"]:
+            result["loss"]["against_dense_tuned"] = {
+                split: relative_loss(
+                    result["accuracy"]["pruned"][split]["corrected"], tuned["scores"]["dense_tuned"][split]
+                )
+                for split in ("test", "transfer")
+            }
     result["artifact"] = str(root / "export" / "pruned")
     result["command"] = command
     result["report"] = str(write_report(result, root))

@@ -30,6 +30,7 @@ def write_report(result: Mapping[str, Any], out: Path) -> Path:
     sections = [
         _verdict(result),
         _quality(result),
+        _tuning(result.get("tune"), result["loss"].get("against_dense_tuned")),
         _speed(result),
         _footprint(result),
         _seconds(result.get("seconds", {})),
@@ -83,6 +84,25 @@ def _quality(result: Mapping[str, Any]) -> str:
         + "\n\nRelative loss, 1 - pruned / dense, corrected. The search saw the selection split only.\n\n"
         + _table(("split", "loss", "95 % interval, paired"), losses)
     )
+
+
+def _tuning(tune: Mapping[str, Any] | None, against: Mapping[str, float] | None) -> str:
+    if tune is None:
+        return ""
+    rows = [
+        (name.replace("_", " "), *(f"{scores[split]:.3f}" for split in ("selection", "test", "transfer")))
+        for name, scores in tune["scores"].items()
+    ]
+    told = f"## Tuning\n\n{tune['method']}, loss {tune['loss']}; the {tune['kept']} factors were exported. "
+    told += "Balanced accuracy, corrected, in PyTorch.\n\n"
+    told += _table(("model", "selection", "test", "transfer"), rows)
+    if against is not None:
+        told += f"\n\nLoss against the dense model tuned in the same way: test {against['test']:.2%}, "
+        told += f"transfer {against['transfer']:.2%}."
+    if not tune["transfer_holds"]:
+        warning = f"Tuning loses {tune['transfer_lost']:.2%} on the transfer set, more than the tolerance."
+        told += f'\n\n<span style="color: red">**{warning}**</span>'
+    return told
 
 
 def _speed(result: Mapping[str, Any]) -> str:

@@ -186,7 +186,7 @@ def test_interrupting_the_parent_or_killing_the_worker_leaves_no_process(folders
         except ArtifactError as error:
             print(error)
     """
-    job = {"job": "time", "folders": {"dense": str(folders["dense"])}, "prompt": [1, 2], "answer_tokens": 1}
+    job = {"job": "time", "folders": {"dense": str(folders["dense"])}, "prompts": {"dense": [1, 2]}, "answer_tokens": 1}
     job |= {"decode_tokens": 2, "repeats": 10**7, "seed": 0, **CPU}
     command = [sys.executable, "-c", textwrap.dedent(script), json.dumps(job)]
     # A shell's background job ignores Ctrl-C, and its children inherit that.

@@ -250,9 +250,10 @@ def test_reference_is_replayed_without_torch(tmp_path):
 @pytest.mark.parametrize("family", CONFIGS)
 def test_folder_has_what_others_load(family, tmp_path):
     steps: list[int] = []
-    dense, sieved = make_model(family, "dense"), make_model(family, "pair")
+    models = {"dense": make_model(family, "dense"), "pruned": make_model(family, "pair")}
+    tokenizers, dense = dict.fromkeys(models, make_tokenizer()), models["dense"]
     target = load_target("x86-cpu")
-    metrics, fallbacks = export(dense, sieved, make_tokenizer(), TEXTS, "tiny", tmp_path, target, tmp_path, steps.append)
+    metrics, fallbacks = export(models, tokenizers, TEXTS, "tiny", tmp_path, target, tmp_path, steps.append)
     assert fallbacks == []
     assert steps == [1] * 6
     assert metrics["size_mib"]["pruned"] < metrics["size_mib"]["dense"]

@@ -22,6 +22,7 @@ from sieve_edge.recipe import QuantizeRecipe
 from tests.tiny_gguf import TEXTS, TOKENIZER, factor, make_model
 
 PROMPTS = [TOKENIZER.encode(text) for text in TEXTS]
+TOKENIZERS, SEEN = dict.fromkeys(("dense", "pruned"), TOKENIZER), dict.fromkeys(("dense", "pruned"), PROMPTS)
 
 
 def target(format_, quantization, **fields):
@@ -35,9 +36,9 @@ def target(format_, quantization, **fields):
 def run(model, sieved, wanted, out, **recipe):
     (out / "plan").mkdir()
     models = {"dense": model, "pruned": sieved}
-    metrics, fallbacks = quantize(models, PROMPTS[:8], wanted, QuantizeRecipe(**recipe), out / "plan", Progress())
+    metrics, fallbacks = quantize(models, SEEN, wanted, QuantizeRecipe(**recipe), out / "plan", Progress())
     exported, changed = export(
-        model, sieved, TOKENIZER, TEXTS[:2], "toy", out / "plan", wanted, out / "export", lambda _: None
+        models, TOKENIZERS, TEXTS[:2], "toy", out / "plan", wanted, out / "export", lambda _: None
     )
     return metrics, fallbacks, exported, changed
 
@@ -98,7 +99,7 @@ def test_calibrated_rounding_drifts_less(tmp_path):
         folder = tmp_path / method
         folder.mkdir()
         models = {"dense": model, "pruned": model}
-        quantize(models, PROMPTS, target("onnx", "int4"), QuantizeRecipe(method=method), folder, Progress())
+        quantize(models, SEEN, target("onnx", "int4"), QuantizeRecipe(method=method), folder, Progress())
         plan = read_json(folder / "plan.json")["weights"]["dense"]
         assert {entry["method"] for entry in plan.values() if "method" in entry} <= {method, "nearest"}
         same = restored(model, folder, "dense", 4)
@@ -126,11 +127,11 @@ def test_weights_that_do_not_fit_are_named_and_refused(tmp_path):
     with pytest.raises(
         ConfigError, match=r"pruned: model\.layers\.0\.self_attn\.q_proj\.up\.weight: not Q8_0"
     ) as caught:
-        quantize({"dense": model, "pruned": pairs}, PROMPTS, wanted, QuantizeRecipe(), tmp_path, Progress())
+        quantize({"dense": model, "pruned": pairs}, SEEN, wanted, QuantizeRecipe(), tmp_path, Progress())
     assert "quantize.allow_fallback=true" in str(caught.value)
     assert not (tmp_path / "plan.json").exists()
     _, fallbacks = quantize(
-        {"dense": model, "pruned": pairs}, PROMPTS, wanted, QuantizeRecipe(allow_fallback=True), tmp_path, Progress()
+        {"dense": model, "pruned": pairs}, SEEN, wanted, QuantizeRecipe(allow_fallback=True), tmp_path, Progress()
     )
     assert len(fallbacks) == sum(".up." in name for name, _ in pairs.named_parameters())
 
@@ -149,7 +150,8 @@ def test_llama_cpp_heeds_what_matters(tmp_path):
     assert named["blk.0.attn_q.weight"].shape == (256,)
     (tmp_path / "plan" / "dense.safetensors").unlink()
     (tmp_path / "export").rename(tmp_path / "other")
+    models = dict.fromkeys(TOKENIZERS, model)
     without, _ = export(
-        model, model, TOKENIZER, TEXTS[:2], "toy", tmp_path / "plan", wanted, tmp_path / "export", lambda _: None
+        models, TOKENIZERS, TEXTS[:2], "toy", tmp_path / "plan", wanted, tmp_path / "export", lambda _: None
     )
     assert with_importance["quantized"]["dense"] != without["quantized"]["dense"]

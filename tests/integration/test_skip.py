@@ -15,8 +15,9 @@ from sieve_edge.export.check import check_folder
 from sieve_edge.export.to_onnx import write_graph
 from sieve_edge.export.weights import parameters_of
 from sieve_edge.files import read_json, read_jsonl
-from sieve_edge.fuse import fuse, install_plan_, load_fused
+from sieve_edge.fuse import fuse, install_plan_
 from sieve_edge.model.bank import ProjectionBank, write_nested
+from sieve_edge.model.checkpoint import load_checkpoint
 from sieve_edge.model.levels import SKIPPED, factored_params, kept_params
 from sieve_edge.model.load import load_model, shared_copy
 from sieve_edge.model.matrices import count_params, linear_params, stacked_weight
@@ -153,7 +154,7 @@ def test_the_checkpoint_and_the_exported_graph_are_the_fused_model(dense, family
     # The stage counts parameters, saves, reloads and compares bit by bit.
     metrics, fallbacks = fuse(loaded, bank, plan, scores_NK, task, selection, Recipe(), checkpoint, Progress())
     assert fallbacks == ()
-    model, reloaded = fused_model(loaded, bank, "pivoted"), load_fused(checkpoint, "cpu")
+    model, reloaded = fused_model(loaded, bank, "pivoted"), load_checkpoint(checkpoint, "cpu")
     assert torch.equal(logits(reloaded), logits(model))
     assert metrics["params"] == count_params(model) == count_params(reloaded)
     exported.mkdir()

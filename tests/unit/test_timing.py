@@ -59,7 +59,13 @@ def run(clock, answer_tokens=1, decode_tokens=4, repeats=6):
     }
     ticks = []
     result = time_models(
-        models, [1, 2, 3, 4], answer_tokens, decode_tokens, repeats, np.random.default_rng(0), ticks.append
+        models,
+        {name: [1, 2, 3, 4] for name in models},
+        answer_tokens,
+        decode_tokens,
+        repeats,
+        np.random.default_rng(0),
+        ticks.append,
     )
     assert ticks == [1] * repeats
     return result, log

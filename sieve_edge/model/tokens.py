@@ -1,0 +1,164 @@
+"""Smaller vocabularies: which tokens of a BPE tokenizer a task needs, and the tokenizer and model without the others.
+
+Dimension key: V tokens of the vocabulary, K tokens kept, D width of the embedding.
+"""
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, pre_tokenizers
+from torch import nn
+from transformers import PreTrainedTokenizerFast
+
+from sieve_edge.errors import ModelError
+
+_SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+
+def needed_tokens(stored: Mapping[str, Any], used: Iterable[int]) -> list[int]:
+    """Choose the tokens to keep: those used, all that merging makes on the way to them, bytes and added tokens.
+
+    BPE merges the pair of lowest rank first. All merges inside a token that is used are kept, and a subset of the
+    merges that has them picks the same pairs in the same order, so texts made of used tokens encode as before; and
+    with every byte kept, any text can be encoded.
+
+    Args:
+        stored: Content of ``tokenizer.json``.
+        used: Token ids.
+
+    Returns:
+        Token ids, rising.
+
+    Raises:
+        ModelError: If the tokenizer is not BPE, or marks the ends or insides of words.
+    """
+    model = stored["model"]
+    if model["type"] != "BPE" or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
+        raise ModelError(
+            f"vocabulary: the tokenizer's model is {model['type']}, and only BPE without marks inside words can be "
+            "trimmed; build with --set vocabulary.keep=all"
+        )
+    vocab: dict[str, int] = model["vocab"]
+    names = {index: token for token, index in vocab.items()}
+    ranks = {pair: rank for rank, pair in enumerate(_pairs(model["merges"]))}
+    alphabet = set(pre_tokenizers.ByteLevel.alphabet()) | {f"<0x{byte:02X}>" for byte in range(256)}
+    kept = {token for token in vocab if token in alphabet} | {model.get("unk_token")}
+    for index in set(used):
+        if index in names:
+            kept |= _made_on_the_way(names[index], ranks)
+    added = {entry["id"] for entry in stored["added_tokens"]}
+    return sorted({vocab[token] for token in kept if token in vocab} | added)
+
+
+def trim_tokenizer(stored: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]:
+    """Leave tokens out of a tokenizer; those that are kept get new ids, in the same order.
+
+    Args:
+        stored: Content of ``tokenizer.json``.
+        kept: Token ids, rising.
+
+    Returns:
+        Content of a smaller ``tokenizer.json``.
+    """
+    new_ids = {old: new for new, old in enumerate(kept)}
+    trimmed = copy.deepcopy(dict(stored))
+    model = trimmed["model"]
+    model["vocab"] = {token: new_ids[index] for token, index in model["vocab"].items() if index in new_ids}
+    model["merges"] = [
+        list(pair)
+        for pair in _pairs(model["merges"])
+        if all(token in model["vocab"] for token in (*pair, "".join(pair)))
+    ]
+    for entry in trimmed["added_tokens"]:
+        entry["id"] = new_ids[entry["id"]]
+    trimmed["post_processor"] = _renumbered(trimmed["post_processor"], new_ids)
+    return trimmed
+
+
+def make_tokenizer(stored: str, like: Any) -> PreTrainedTokenizerFast:
+    """Make a transformers tokenizer.
+
+    Args:
+        stored: Text of a ``tokenizer.json``.
+        like: Tokenizer whose special tokens and chat template it has.
+
+    Returns:
+        The tokenizer.
+    """
+    special = {name: getattr(like, name) for name in _SPECIAL_TOKENS if getattr(like, name) is not None}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(stored), **special)
+    tokenizer.chat_template = like.chat_template
+    tokenizer.model_max_length = like.model_max_length
+    return tokenizer
+
+
+@torch.inference_mode()
+def trim_model_(model: Any, kept: Sequence[int]) -> None:
+    """Leave rows out of embedding and head, and give special tokens their new ids, in place.
+
+    Args:
+        model: transformers model.
+        kept: Token ids, rising.
+    """
+    rows_K = torch.tensor(list(kept), device=model.device)
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = embedding.weight is head.weight
+    embedding.weight = nn.Parameter(embedding.weight[rows_K].clone(), requires_grad=False)
+    head.weight = embedding.weight if tied else nn.Parameter(head.weight[rows_K].clone(), requires_grad=False)
+    if head.bias is not None:
+        head.bias = nn.Parameter(head.bias[rows_K].clone(), requires_grad=False)
+    embedding.num_embeddings = head.out_features = len(kept)
+    embedding.padding_idx = None
+    model.config.vocab_size = model.vocab_size = len(kept)
+    if hasattr(model, "model"):
+        model.model.vocab_size, model.model.padding_idx = len(kept), None
+    new_ids = {old: new for new, old in enumerate(kept)}
+    for config in (model.config, model.generation_config):
+        for name in _SPECIAL_IDS:
+            _renumber_special_(config, name, new_ids)
+
+
+def _renumber_special_(config: Any, name: str, new_ids: Mapping[int, int]) -> None:
+    value = getattr(config, name, None)
+    if isinstance(value, list):
+        setattr(config, name, [new_ids[index] for index in value if index in new_ids])
+    elif value is not None:
+        setattr(config, name, new_ids.get(value))
+
+
+def _pairs(merges: Sequence[Any]) -> list[tuple[str, str]]:
+    pairs = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in merges]
+    return [(left, right) for left, right in pairs]
+
+
+def _made_on_the_way(token: str, ranks: Mapping[tuple[str, str], int]) -> set[str]:
+    """List what BPE makes of a token's own text, from its symbols to the token."""
+    symbols = list(token)
+    made = {token, *symbols}
+    while len(symbols) > 1:
+        candidates = [(ranks.get(pair), place) for place, pair in enumerate(pairwise(symbols))]
+        known = [(rank, place) for rank, place in candidates if rank is not None]
+        if not known:
+            break
+        _, place = min(known)
+        symbols[place : place + 2] = ["".join(symbols[place : place + 2])]
+        made.add(symbols[place])
+    return made
+
+
+def _renumbered(node: Any, new_ids: Mapping[int, int]) -> Any:
+    """Give every id inside a post-processor its new number: lists called ``ids``, and pairs of a token and its id."""
+    if isinstance(node, dict):
+        return {
+            name: [new_ids[index] for index in value] if name == "ids" else _renumbered(value, new_ids)
+            for name, value in node.items()
+        }
+    if isinstance(node, list):
+        if len(node) == 2 and isinstance(node[0], str) and isinstance(node[1], int):
+            return [node[0], new_ids[node[1]]]
+        return [_renumbered(item, new_ids) for item in node]
+    return node

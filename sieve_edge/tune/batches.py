@@ -1,0 +1,121 @@
+"""What tuning runs over, and its losses.
+
+Dimension key: B batch, T tokens, K answer tokens of the longest answer, V vocabulary, N examples, L labels.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, kl_div
+
+from sieve_edge.model.flat import flat_forward, run_prefix
+from sieve_edge.protocols import Float64, Int64
+from sieve_edge.task.evaluate import fit_prior
+from sieve_edge.task.likelihood import length_batches, shared_prefix
+
+_NONE = -100
+
+
+class Batch(NamedTuple):
+    """Examples of one length: inputs (B, T), and what their last K positions should answer (B, K), -100 for nothing."""
+
+    ids_BT: Tensor
+    targets_BK: Tensor
+
+
+class Batches(NamedTuple):
+    """Tokens that all prompts begin with, and batches of what follows."""
+
+    prefix: list[int]
+    batches: list[Batch]
+
+
+def make_batches(prompts: Sequence[list[int]], answers: Sequence[list[int]], batch_tokens: int, device: str) -> Batches:
+    """Group examples by length, so that nothing is padded.
+
+    Args:
+        prompts: Token ids of each prompt.
+        answers: Token ids of each right answer.
+        batch_tokens: Tokens of one batch.
+        device: Torch device.
+
+    Returns:
+        Prefix and batches, the shortest first.
+    """
+    shared = shared_prefix(prompts)
+    rows = [prompt[shared:] + answer[:-1] for prompt, answer in zip(prompts, answers, strict=True)]
+    batches = []
+    for indices in length_batches([len(row) for row in rows], batch_tokens, mixed=False):
+        longest = max(len(answers[index]) for index in indices)
+        padded = [[_NONE] * (longest - len(answers[index])) + answers[index] for index in indices]
+        ids_BT = torch.tensor([rows[index] for index in indices], device=device)
+        batches.append(Batch(ids_BT, torch.tensor(padded, device=device)))
+    return Batches(prompts[0][:shared], batches)
+
+
+def answer_logits(model: Any, prefix: Sequence[int], batch: Batch) -> Tensor:
+    """Run a batch; gradients flow through the shared prefix too.
+
+    Args:
+        model: transformers model.
+        prefix: Tokens that come before every row.
+        batch: The batch.
+
+    Returns:
+        Logits at the answer positions, float32, (B, K, V).
+    """
+    rows, width = batch.ids_BT.shape
+    device = batch.ids_BT.device
+    past = [tensor.expand(rows, *tensor.shape[1:]) for tensor in run_prefix(model, prefix, str(device))]
+    mask_BT = torch.ones(rows, len(prefix) + width, dtype=torch.int64, device=device)
+    positions_BT = torch.arange(len(prefix), len(prefix) + width, device=device).expand(rows, -1)
+    logits_BKV, _ = flat_forward(model, batch.ids_BT, mask_BT, positions_BT, past, batch.targets_BK.shape[1])
+    return logits_BKV.float()
+
+
+def answer_loss(logits_BKV: Tensor, batch: Batch) -> Tensor:
+    """Cross-entropy of the right answers' tokens.
+
+    Args:
+        logits_BKV: Logits at the answer positions.
+        batch: The batch.
+
+    Returns:
+        Mean over tokens, in nats.
+    """
+    return cross_entropy(logits_BKV.flatten(0, 1), batch.targets_BK.flatten(), ignore_index=_NONE)
+
+
+def distillation_loss(logits_BKV: Tensor, dense_BKV: Tensor, batch: Batch) -> Tensor:
+    """KL divergence from the dense model's distributions at the answer positions.
+
+    Args:
+        logits_BKV: The tuned model's logits.
+        dense_BKV: The dense model's.
+        batch: The batch.
+
+    Returns:
+        Mean over positions, in nats.
+    """
+    wanted_BK = batch.targets_BK != _NONE
+    pair = (logits_BKV[wanted_BK].log_softmax(-1), dense_BKV[wanted_BK].log_softmax(-1))
+    return kl_div(*pair, reduction="batchmean", log_target=True)
+
+
+def label_loss(scores_NL: Float64, labels_N: Int64) -> float:
+    """Cross-entropy of the labels after prior correction: a smoother figure than accuracy to stop by.
+
+    Args:
+        scores_NL: Label log-likelihoods.
+        labels_N: True labels.
+
+    Returns:
+        Mean over examples, in nats.
+    """
+    corrected_NL = scores_NL + fit_prior(scores_NL, labels_N)
+    top_N1 = corrected_NL.max(1, keepdims=True)
+    normaliser_N = top_N1[:, 0] + np.log(np.exp(corrected_NL - top_N1).sum(1))
+    return float((normaliser_N - corrected_NL[np.arange(len(labels_N)), labels_N]).mean())

@@ -1,0 +1,158 @@
+"""Stage 6: the tokens that the task needs; tokenizer, embedding and head without the others; off by default."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sieve_edge.config import Task
+from sieve_edge.errors import ArtifactError, ConfigError
+from sieve_edge.files import read_json, write_json
+from sieve_edge.model.checkpoint import read_layout, save_checkpoint
+from sieve_edge.model.flat import TorchTextModel
+from sieve_edge.model.load import LoadedModel
+from sieve_edge.model.matrices import count_params
+from sieve_edge.model.tokens import make_tokenizer, needed_tokens, trim_model_, trim_tokenizer
+from sieve_edge.progress import Progress
+from sieve_edge.recipe import Recipe
+from sieve_edge.task.evaluate import fit_prior, measure
+from sieve_edge.task.examples import Example, label_ids
+from sieve_edge.task.likelihood import label_log_likelihoods
+
+KNOWN, UNSEEN = ("calibration", "selection"), ("test", "transfer")
+
+
+def trim_vocabulary(
+    loaded: LoadedModel,
+    model: Any,
+    checkpoint: Path,
+    task: Task,
+    splits: Mapping[str, Sequence[Example]],
+    recipe: Recipe,
+    out: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Keep the tokens that calibration and selection texts, answers and the user's own texts are made of.
+
+    Reads the checkpoint; writes a smaller one to ``out``. Starts over when interrupted. Costs one pass over the
+    selection split.
+
+    Args:
+        loaded: Dense model, whose tokenizer is trimmed.
+        model: Pruned model; changed in place.
+        checkpoint: Its folder.
+        task: The task.
+        splits: Examples of every split.
+        recipe: Settings.
+        out: Work folder.
+        progress: Where progress is shown.
+
+    Returns:
+        Metrics for the manifest.
+    """
+    smaller = smaller_vocabulary(loaded, task, splits, recipe)
+    before = count_params(model)
+    smaller.trim_(model)
+    prompts = [smaller.encode(example.prompt) for example in splits["selection"]]
+    answers = label_ids(task, smaller.encode)
+    save_checkpoint(model, smaller.tokenizer, read_layout(checkpoint), prompts[0], out)
+    with progress.task("score with the smaller vocabulary", len(prompts), "prompts") as advance:
+        runtime = TorchTextModel(model, recipe.device)
+        scores_NL = label_log_likelihoods(runtime, prompts, answers, recipe.search.batch_tokens, advance)
+    labels_N = np.array([example.label for example in splits["selection"]])
+    sidecar = read_json(checkpoint / "sieve_edge.json")
+    sidecar["prior"]["pruned"] = fit_prior(scores_NL, labels_N).tolist()
+    sidecar["selection"]["pruned"] = measure(scores_NL, labels_N)["corrected"]
+    sidecar["kept_fraction"]["model"] *= count_params(model) / before
+    write_json(out / "sieve_edge.json", sidecar)
+    tokens = {"before": loaded.tokenizer.backend_tokenizer.get_vocab_size(), "after": len(smaller.kept)}
+    unseen = ", ".join(f"{smaller.changed[name]['texts']:.1%} of the {name} texts" for name in UNSEEN)
+    progress.say(f"  {tokens['after']} of {tokens['before']} tokens are kept; {unseen} are split into other tokens")
+    return {"keep": "auto", "tokens": tokens, "changed": smaller.changed}
+
+
+@dataclass(frozen=True)
+class SmallerVocabulary:
+    """A part of a tokenizer's tokens.
+
+    Attributes:
+        kept: Token ids in the whole vocabulary, rising; a token's place is its new id.
+        tokenizer: Tokenizer with these tokens only.
+        changed: Split -> fraction of its texts that are split into other tokens, and relative growth in tokens.
+    """
+
+    kept: tuple[int, ...]
+    tokenizer: Any
+    changed: Mapping[str, Mapping[str, float]]
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """Tokenize one text; see ``LoadedModel.encode``.
+
+        Args:
+            text: Any text.
+            special: Whether the model's start token is added, where it has one.
+
+        Returns:
+            New token ids.
+        """
+        ids: list[int] = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=special).ids
+        return ids
+
+    def trim_(self, model: Any) -> None:
+        """Trim a model, in place.
+
+        Args:
+            model: transformers model with the whole vocabulary.
+        """
+        trim_model_(model, self.kept)
+
+
+def smaller_vocabulary(
+    loaded: LoadedModel, task: Task, splits: Mapping[str, Sequence[Example]], recipe: Recipe
+) -> SmallerVocabulary:
+    """Choose the tokens of calibration and selection texts, answers and the user's own texts.
+
+    Args:
+        loaded: Dense model, whose tokenizer is trimmed.
+        task: The task.
+        splits: Examples of every split.
+        recipe: Settings.
+
+    Returns:
+        The tokens.
+
+    Raises:
+        ArtifactError: If a text that the tokens were taken from encodes differently afterwards.
+        ConfigError: If the user's file of texts cannot be read.
+    """
+    texts = {name: [example.prompt for example in splits[name]] for name in (*KNOWN, *UNSEEN)}
+    own = _own_texts(recipe.vocabulary.texts_file)
+    known = [loaded.encode(text) for text in (*texts["calibration"], *texts["selection"], *own)]
+    stored = json.loads(loaded.tokenizer.backend_tokenizer.to_str())
+    kept = needed_tokens(stored, (index for ids in (*known, *label_ids(task, loaded.encode)) for index in ids))
+    tokenizer = make_tokenizer(json.dumps(trim_tokenizer(stored, kept)), loaded.tokenizer)
+    new_ids = {old: new for new, old in enumerate(kept)}
+    changed = {name: _changed(texts[name], loaded, tokenizer, new_ids) for name in texts}
+    if any(changed[name]["texts"] for name in KNOWN):
+        raise ArtifactError(f"vocabulary: texts that it was made from encode differently: {changed}")
+    return SmallerVocabulary(tuple(kept), tokenizer, changed)
+
+
+def _own_texts(file: str | None) -> list[str]:
+    if file is None:
+        return []
+    try:
+        return Path(file).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("--set", [f"vocabulary.texts_file: cannot read {file} ({error})"]) from error
+
+
+def _changed(texts: Sequence[str], loaded: LoadedModel, tokenizer: Any, new_ids: Mapping[int, int]) -> dict[str, float]:
+    """Say which fraction of texts is split into other tokens, and how many tokens more all texts together take."""
+    before = [[new_ids.get(index, -1) for index in loaded.encode(text)] for text in texts]
+    after = [tokenizer.backend_tokenizer.encode(text).ids for text in texts]
+    differing = sum(old != new for old, new in zip(before, after, strict=True)) / len(texts)
+    return {"texts": differing, "tokens": sum(map(len, after)) / sum(map(len, before)) - 1.0}

@@ -1,0 +1,154 @@
+"""Tuning: adapters end in the weights, an interrupted run ends as another, and what does not hold is not kept."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sieve_edge.artifacts import read_manifest
+from sieve_edge.model.checkpoint import load_checkpoint
+from sieve_edge.model.matrices import count_params
+from sieve_edge.progress import Progress
+from sieve_edge.tune.batches import answer_logits, answer_loss, distillation_loss, make_batches
+from sieve_edge.tune.training import STATE, Schedule, train
+from tests.command import command
+from tests.tiny_gguf import TEXTS, TOKENIZER, make_model
+
+QUICK = (
+    "calibration_tokens=1500",
+    "threads=1",
+    "learn.fisher_prompts=64",
+    "search.strategy=uniform",
+    "tolerance=0.3",
+    "tune.epochs=6",
+    "tune.learning_rate=0.003",
+    "tune.evaluate_every=10",
+    "tune.batch_tokens=400",
+)
+
+
+def options(*settings):
+    return [word for setting in (*QUICK, *settings) for word in ("--set", setting)]
+
+
+@pytest.fixture(scope="module")
+def tuned(pico, toy_target, tmp_path_factory):
+    pico("llama")
+    folder = tmp_path_factory.mktemp("tuned") / "run"
+    words = ("--target", toy_target, "--run-dir", folder, *options("tune.method=lora"))
+    return folder, words, command("tune", *words)
+
+
+def test_lora_lowers_the_loss_and_leaves_shapes_alone(tuned):
+    folder, _, done = tuned
+    assert done.returncode == 0, done.stderr
+    metrics = read_manifest(folder / "tune").metrics
+    looks = metrics["training"]["looks"]
+    assert min(look[2] for look in looks) < looks[0][2]
+    assert set(metrics["scores"]) == {"untuned", "tuned", "dense_tuned"}
+    assert metrics["kept"] == "tuned", done.stderr
+    before, after = (load_checkpoint(folder / name, "cpu") for name in ("fuse", "tune"))
+    assert count_params(before) == count_params(after)
+    shapes = [{name: tensor.shape for name, tensor in model.state_dict().items()} for model in (before, after)]
+    assert shapes[0] == shapes[1]
+    files = sorted(path.name for path in (folder / "tune").iterdir())
+    assert "sieve_edge.json" in files
+    assert not any("adapter" in name or name in ("work", "dense") for name in files)
+    sidecars = [json.loads((folder / name / "sieve_edge.json").read_text()) for name in ("fuse", "tune")]
+    assert sidecars[0]["prior"]["dense"] == sidecars[1]["prior"]["dense"]
+    assert sidecars[1]["selection"]["pruned"] == metrics["scores"]["tuned"]["selection"]
+
+
+def test_the_tuned_factors_are_what_is_exported(tuned):
+    folder, words, _ = tuned
+    done = command("export", *words)
+    assert done.returncode == 0, done.stderr
+    exported = (folder / "export" / "pruned" / "sieve_edge.json").read_bytes()
+    assert exported == (folder / "tune" / "sieve_edge.json").read_bytes()
+
+
+@pytest.mark.parametrize("settings", [("tune.method=full_factors", "tune.loss=distil", "tune.learning_rate=0.0003")])
+def test_the_factors_themselves_can_be_trained_towards_the_dense_model(tuned, settings):
+    folder, words, _ = tuned
+    more = [word for setting in (*settings, "tune.compare_dense=false") for word in ("--set", setting)]
+    done = command("tune", *words, *more)
+    assert done.returncode == 0, done.stderr
+    metrics = read_manifest(folder / "tune").metrics
+    assert set(metrics["scores"]) == {"untuned", "tuned"}
+    assert metrics["training"]["trained_params"] > 0
+
+
+def test_what_loses_on_another_source_is_not_kept(tuned):
+    folder, words, _ = tuned
+    # So fast that it unlearns.
+    settings = ("tune.learning_rate=0.5", "tune.patience=100", "tune.compare_dense=false", "tune.epochs=1")
+    done = command("tune", *words, *(word for setting in settings for word in ("--set", setting)))
+    assert done.returncode == 0, done.stderr
+    metrics = read_manifest(folder / "tune").metrics
+    scores = metrics["scores"]
+    good = scores["tuned"]["selection"] >= scores["untuned"]["selection"] and metrics["transfer_holds"]
+    assert metrics["kept"] == ("tuned" if good else "untuned")
+    if metrics["kept"] == "untuned":
+        assert not (folder / "tune" / "config.json").exists()
+
+
+def problem():
+    model = make_model("llama")
+    prompts = [TOKENIZER.encode(text) for text in TEXTS]
+    answers = [TOKENIZER.encode(" good" if index % 2 else " very bad") for index in range(len(prompts))]
+    return model, make_batches(prompts, answers, 100, "cpu")
+
+
+def test_batches_score_what_whole_prompts_do():
+    model, (prefix, batches) = problem()
+    batch = batches[0]
+    assert set(map(len, batch.ids_BT)) == {batch.ids_BT.shape[1]}
+    rows = torch.tensor([prefix + row for row in batch.ids_BT.tolist()])
+    whole = model(rows).logits[:, -batch.targets_BK.shape[1] :]
+    logits = answer_logits(model, prefix, batch)
+    torch.testing.assert_close(logits, whole, rtol=1e-4, atol=1e-4)
+    assert float(distillation_loss(logits, whole, batch)) == pytest.approx(0.0, abs=1e-5)
+    likelihoods = [
+        -float(whole[row, column].log_softmax(-1)[token])
+        for row, tokens in enumerate(batch.targets_BK.tolist())
+        for column, token in enumerate(tokens)
+        if token != -100
+    ]
+    assert float(answer_loss(logits, batch)) == pytest.approx(np.mean(likelihoods), rel=1e-4)
+
+
+class Killed(BaseException):
+    pass
+
+
+def run(state, stop=None):
+    model, (prefix, batches) = problem()
+    trained = {"down": model.model.layers[0].mlp.down_proj.weight.requires_grad_(True)}
+    calls = []
+
+    def loss_of(step):
+        calls.append(step)
+        if step == stop:
+            raise Killed
+        return answer_loss(answer_logits(model, prefix, batches[step % len(batches)]), batches[step % len(batches)])
+
+    def evaluate():
+        with torch.no_grad():
+            return float(answer_loss(answer_logits(model, prefix, batches[0]), batches[0]))
+
+    log = train(trained, loss_of, evaluate, Schedule(12, 0.01, 3, 100), state, Progress())
+    return trained["down"].detach(), log, calls
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path):
+    expected, log, _ = run(tmp_path / "whole")
+    assert log.best < log.looks[0][2]
+    with pytest.raises(Killed):
+        run(tmp_path / STATE, stop=7)
+    assert "log" not in load_file(tmp_path / STATE)
+    found, again, calls = run(tmp_path / STATE)
+    assert calls[0] in (3, 6), "it begins where it was saved"
+    assert torch.equal(found, expected)
+    assert again == log

@@ -1,0 +1,59 @@
+"""A smaller vocabulary through the real command line, to both formats."""
+
+import pytest
+import yaml
+
+from sieve_edge.artifacts import read_manifest
+from sieve_edge.files import read_json
+from tests.command import command, last_json
+from tests.pico import make_bpe_tokenizer, make_pico
+
+QUICK = ("calibration_tokens=1500", "threads=1", "learn.fisher_prompts=64", "search.strategy=uniform", "tolerance=0.3")
+FORMATS = {
+    "onnx": {"runtime": "onnxruntime", "storage": "pivoted", "quantization": "int8"},
+    "gguf": {"runtime": "llama.cpp", "storage": "pair", "quantization": "F16"},
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return make_pico("llama", tmp_path_factory.mktemp("model") / "llama", seed=3, tokens=make_bpe_tokenizer())
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_the_pruned_model_has_fewer_tokens_and_does_the_task(format_, model, toy_task, tmp_path):
+    if format_ == "gguf":
+        pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: make runtime")
+    task = yaml.safe_load(toy_task.read_text(encoding="utf-8"))
+    # Few texts, so that not every word is needed.
+    task["splits"] |= {"calibration": 30, "selection": 20}
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump(task), encoding="utf-8")
+    target = {
+        "name": "toy",
+        "description": "This machine, one thread.",
+        "format": format_,
+        **FORMATS[format_],
+        "threads": 1,
+        "rank_multiple": 2,
+        "rank_multiple_reason": "Matrices of 32 features need levels between the pruning factors.",
+        "workload": {"decode_tokens": 4, "repeats": 3},
+        "model": str(model),
+        "task": str(tmp_path / "task.yaml"),
+    }
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(target), encoding="utf-8")
+    settings = [word for setting in (*QUICK, "vocabulary.keep=auto") for word in ("--set", setting)]
+    done = command("build", "--target", tmp_path / "toy.yaml", "--run-dir", tmp_path / "run", *settings)
+    assert done.returncode in (0, 4), done.stderr
+    result = last_json(done)
+    metrics = read_manifest(tmp_path / "run" / "vocabulary").metrics
+    assert 256 < metrics["tokens"]["after"] < metrics["tokens"]["before"]
+    assert all(metrics["changed"][name] == {"texts": 0.0, "tokens": 0.0} for name in ("calibration", "selection"))
+    assert metrics["changed"]["test"]["tokens"] >= 0.0
+    config = read_json(tmp_path / "run" / "vocabulary" / "config.json")["base"]
+    assert config["vocab_size"] == metrics["tokens"]["after"]
+    facts = [last_json(command("inspect", tmp_path / "run" / "export" / kind)) for kind in ("dense", "pruned")]
+    assert facts[1]["parts"]["embedding"] < facts[0]["parts"]["embedding"]
+    checks = {check["name"]: check["passed"] for check in result["checks"]}
+    assert checks["kl_from_pytorch"], result["checks"]
+    assert result["accuracy"]["pruned"]["test"]["corrected"] > 0.6
+    assert result["accuracy"]["dense"]["test"]["corrected"] > 0.8

@@ -115,7 +115,7 @@ def finish(
     widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
     for line in cells:
         print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
-    packages = ("torch", "transformers", "numpy", "onnxruntime")
+    packages = ("torch", "transformers", "numpy", "onnxruntime", "llama-cpp-python")
     document = {
         "benchmark": name,
         "quick": arguments.quick,

@@ -173,7 +173,10 @@ def _shrink_(model: Any, specs: tuple[MatrixSpec, ...], ranks: Ranks, storage: s
             narrow_(model, spec, first_RI, stacked_weight(model, spec)[:, :rank].T)
         else:
             kind = "pair" if storage == "pair" else f"pivoted_{narrow_side(spec)}"
-            install_(model, spec.paths, FactoredLinear(spec.in_features, spec.part_features, rank, kind))
+            # In the middle, where pivots usually are, and where they cost most.
+            start = {"pivoted_input": spec.in_features, "pivoted_output": spec.out_features}.get(kind, rank) - rank
+            linear = FactoredLinear(spec.in_features, spec.part_features, rank, kind, start // 2)
+            install_(model, spec.paths, linear)
     model.requires_grad_(False)
 
 

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks._common import Demo, finish, load_demo, options
-from sieve_edge.artifacts import read_plan
+from sieve_edge.artifacts import read_manifest, read_plan
 from sieve_edge.config import Target
 from sieve_edge.device.runtimes import WEIGHTS, Runtime, scoring_tokens
 from sieve_edge.device.timing import time_models
 from sieve_edge.export import export
-from sieve_edge.files import read_json, write_json
+from sieve_edge.files import digest, read_json, write_json
 from sieve_edge.fuse import install_plan_
 from sieve_edge.model.bank import ProjectionBank
 from sieve_edge.model.checkpoint import load_checkpoint
@@ -32,7 +32,7 @@ from sieve_edge.model.tokens import make_tokenizer
 from sieve_edge.pipeline import build
 from sieve_edge.progress import Progress
 from sieve_edge.quantize import quantize
-from sieve_edge.resolve import load_recipe, load_target
+from sieve_edge.resolve import load_recipe, load_target, settings_json
 from sieve_edge.run import Run
 from sieve_edge.task.evaluate import balanced_accuracy, fit_prior, predict
 from sieve_edge.task.examples import label_ids
@@ -77,7 +77,7 @@ def main() -> None:
 def _format_rows(demo: Demo, format_: str, arguments: Namespace) -> list[dict[str, Any]]:
     run = _run(demo, format_, arguments)
     build(run, "vocabulary")
-    root = run.root / "waterfall"
+    root = _root(run)
     folders = {}
     for step in _steps(run, format_):
         folders[step.name] = _exported(run, step, root / step.name.replace("+", "-"))
@@ -98,6 +98,12 @@ def _format_rows(demo: Demo, format_: str, arguments: Namespace) -> list[dict[st
             "prompt_tokens_per_s": timing.prompt_tokens_per_s,
         }
     return rows
+
+
+def _root(run: Run) -> Path:
+    """Name the folder of exports and scores after everything they depend on."""
+    keys = [read_manifest(run.folder(verb)).key for verb in ("learn", "search", "fuse", "tune", "vocabulary")]
+    return run.root / f"waterfall-{digest([keys, settings_json(run.recipe), settings_json(run.target)])[:16]}"
 
 
 def _run(demo: Demo, format_: str, arguments: Namespace) -> Run:
@@ -141,7 +147,7 @@ def _unrefitted(run: Run) -> Any:
 def _tuned_dense(run: Run) -> Any:
     scorer = Scorer(run.loaded, run.task, run.splits, run.recipe, run.progress)
     model = copy.deepcopy(run.loaded.model)
-    work = run.root / "waterfall" / "dense.work"
+    work = _root(run) / "dense.work"
     return tune_model(model, run.loaded, run.task, run.splits, run.recipe, scorer, work, run.progress)[0]
 
 

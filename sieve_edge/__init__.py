@@ -30,4 +30,5 @@ STAGES: tuple[Stage, ...] = (
     Stage("export", ("fuse", "tune", "vocabulary", "quantize"), "deployable folder, dense and pruned", 3, False),
     Stage("validate", ("search", "fuse", "export"), "report", 2, False),
 )
-"""Stages in order. ``shared`` stages do not depend on the target and are content-addressed."""
+"""Stages in order. ``shared`` stages depend on little of the target (whether widths are pruned), lie beside the runs,
+and are content-addressed."""

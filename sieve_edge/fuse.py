@@ -1,4 +1,4 @@
-"""Stage 4: a Hugging Face checkpoint with factored linears, scored again."""
+"""Stage: a Hugging Face checkpoint with factored linears, scored again."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -16,7 +16,17 @@ from sieve_edge.run import Run, stage_settings
 from sieve_edge.stages import STAGE_FUNCTIONS, Result
 from sieve_edge.task.examples import splits_sha256
 
-PACKAGES = ("sieve-edge", "torch", "transformers", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu")
+PACKAGES = (
+    "sieve-edge",
+    "torch",
+    "transformers",
+    "peft",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "llama-cpp-python",
+)
 
 
 def build(run: Run, until: str) -> dict[str, Manifest]:

@@ -1,4 +1,4 @@
-"""Stage 5: how each weight is stored on the target: its type, and its codes or how much its inputs matter.
+"""Stage: how each weight is stored on the target: its type, and its codes or how much its inputs matter.
 
 The dense model is planned by the same rules as the pruned one, so that both can be compared.
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sieve_edge.config import Target
 from sieve_edge.errors import ConfigError
 from sieve_edge.files import write_json
-from sieve_edge.model.blocks import BITS, Blocks, pack, restore, round_nearest, round_with_gram
+from sieve_edge.model.blocks import BITS, BLOCK, Blocks, pack, restore, round_nearest, round_with_gram
 from sieve_edge.model.flat import flat_forward
 from sieve_edge.model.statistics import Moments
 from sieve_edge.model.tensors import write_tensors
@@ -55,29 +55,21 @@ def quantize(
         progress: Where progress is shown.
 
     Returns:
-        ``(metrics, fallbacks)``: weights whose rows do not fit the type take another one.
-
-    Raises:
-        ConfigError: If there are such weights and the recipe does not allow it; all are named.
+        ``(metrics, fallbacks)``: weights whose rows do not fit the type take another one, if the recipe allows it.
     """
-    plans = {kind: _types(model, target) for kind, model in models.items()}
-    fallbacks = [
-        f"{kind}: {name}: {entry['why']}"
-        for kind, plan in plans.items()
-        for name, entry in plan.items()
-        if "why" in entry
-    ]
-    if fallbacks and not recipe.allow_fallback:
-        raise ConfigError(
-            f"quantization {target.quantization} of target {target.name}",
-            [*fallbacks, "choose another quantization or rank_multiple, or --set quantize.allow_fallback=true"],
-        )
+    plans = {kind: plan_types(model, target) for kind, model in models.items()}
+    fallbacks = [f"{kind}: {line}" for kind, plan in plans.items() for line in misfits(plan)]
+    refuse_misfits(fallbacks, target, recipe)
     errors: dict[str, float] = {}
     for kind, model in models.items():
         wanted = [name for name, entry in plans[kind].items() if entry["type"] == target.quantization]
         if target.quantization in BITS:
             calibrated = recipe.method == "gptq"
-            grams = _gather(model, _readers(model), prompts[kind], _add_gram, kind, progress) if calibrated else {}
+            # A head is read at the last positions only, too few to calibrate on.
+            inner = {
+                name: module for name, module in _readers(model).items() if module is not model.get_output_embeddings()
+            }
+            grams = _gather(model, inner, prompts[kind], _add_gram, kind, progress) if calibrated else {}
             tensors, lost = _blocks(model, wanted, grams, BITS[target.quantization], progress)
             plans[kind] = {name: {**entry, **lost.get(name, {})} for name, entry in plans[kind].items()}
             errors[kind] = sum(entry["error"] for entry in lost.values()) / len(lost)
@@ -89,9 +81,18 @@ def quantize(
     return {"quantization": target.quantization, "mean_error": errors}, tuple(fallbacks)
 
 
-def _types(model: Any, target: Target) -> dict[str, dict[str, Any]]:
-    """Choose a type for every parameter; ``why`` says what stands against the target's own."""
+def plan_types(model: Any, target: Target) -> dict[str, dict[str, Any]]:
+    """Choose a type for every parameter.
+
+    Args:
+        model: transformers model.
+        target: Format and quantization.
+
+    Returns:
+        Parameter -> ``shape``, ``type``, and ``why`` where it cannot have the target's own type.
+    """
     in_blocks = {*_readers(model), *_names(model, model.get_input_embeddings().weight)}
+    embedding = _names(model, model.get_input_embeddings().weight)
     wanted, plan = target.quantization, {}
     for name, parameter in model.named_parameters():
         entry: dict[str, Any] = {"shape": list(parameter.shape), "type": "F32"}
@@ -99,7 +100,9 @@ def _types(model: Any, target: Target) -> dict[str, dict[str, Any]]:
         if parameter.dim() != 2 or wanted == "F32":
             pass
         elif wanted in BITS and name not in in_blocks:
-            entry["why"] = "stays F32, since it is neither a linear's weight nor the embedding"
+            entry["why"] = "stays F32, since it is neither the embedding nor a weight that is stored (out, in)"
+        elif wanted in BITS and name in embedding and parameter.shape[1] % BLOCK:
+            entry["why"] = f"stays F32, since an embedding of width {parameter.shape[1]} is no multiple of {BLOCK}"
         elif parameter.shape[1] % multiple:
             entry["type"] = "other"
             entry["why"] = f"not {wanted}, since its rows of {parameter.shape[1]} are no multiple of {multiple}"
@@ -107,6 +110,36 @@ def _types(model: Any, target: Target) -> dict[str, dict[str, Any]]:
             entry["type"] = wanted
         plan[name] = entry
     return plan
+
+
+def misfits(plan: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """List the weights that cannot have the target's type.
+
+    Args:
+        plan: As from ``plan_types``.
+
+    Returns:
+        A line for each.
+    """
+    return [f"{name}: {entry['why']}" for name, entry in plan.items() if "why" in entry]
+
+
+def refuse_misfits(lines: Sequence[str], target: Target, recipe: QuantizeRecipe) -> None:
+    """Refuse weights that do not fit, unless the recipe allows it.
+
+    Args:
+        lines: As from ``misfits``.
+        target: Quantization.
+        recipe: Whether it is allowed.
+
+    Raises:
+        ConfigError: If it is not; every weight is named.
+    """
+    if lines and not recipe.allow_fallback:
+        raise ConfigError(
+            f"quantization {target.quantization} of target {target.name}",
+            [*lines, "choose another quantization or rank_multiple, or --set quantize.allow_fallback=true"],
+        )
 
 
 def _names(model: Any, wanted: Tensor) -> list[str]:
@@ -171,7 +204,7 @@ def _gather(
     kind: str,
     progress: Progress,
 ) -> dict[str, Tensor]:
-    """Run prompts and sum over what each weight multiplies; the head sees the last position of each."""
+    """Run prompts and sum over what each weight multiplies; a head sees the last position of each."""
     moments = Moments()
     device = next(model.parameters()).device
     told = f"inputs of the {kind} model"

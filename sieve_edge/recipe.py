@@ -182,9 +182,9 @@ class Recipe(Strict):
     )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of the splits and of every random choice.")
     threads: PositiveInt = Field(
-        2, description="Torch threads of calibrate, learn, search and fuse; recorded, since sums depend on it."
+        2, description="Torch threads of every stage but validate; recorded, since sums depend on it."
     )
-    device: str = Field("cpu", description="Torch device of calibrate, learn, search and fuse.")
+    device: str = Field("cpu", description="Torch device of every stage but export and validate.")
     calibration_tokens: Annotated[int, Field(ge=1)] = Field(
         20_000,
         description="Tokens of prompts and answers that the statistics are gathered over; the paper uses 200000.",

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +20,10 @@ EXPORTS_THAT_SKIP = {"onnx": True, "gguf": False}
 """Target format -> whether a file of it can hold a model of which whole blocks are left out (``search.allow_skip``)."""
 
 FORMATS_WITH_TIMES = ("onnx",)
-"""Target formats that time tables can be measured for."""
+"""Target formats that time tables can be measured for, with float32 weights."""
+
+BLOCK_QUANTIZATIONS = ("int8", "int4")
+"""Quantizations whose rows are padded to whole blocks."""
 
 
 def shipped_targets() -> dict[str, Path]:
@@ -104,43 +108,55 @@ def load_recipe(settings: tuple[str, ...]) -> Recipe:
     return _validated(Recipe, tree, "--set")
 
 
-def check_search(target: Target, recipe: Recipe) -> None:
-    """Refuse a search that the target's format has no means for, before anything expensive.
+def check_build(target: Target, recipe: Recipe) -> None:
+    """Refuse what a target has no means for, before anything expensive.
 
     Args:
         target: The device.
         recipe: Settings.
 
     Raises:
-        ConfigError: If blocks may be skipped or a time is limited, and the format cannot have that, or the method
-            does not suit the storage; all at once.
+        ConfigError: If a setting does not suit the target or another setting; all problems at once.
         EnvironmentMissing: If LoRA is asked for without its package.
     """
-    problems = []
-    if recipe.search.allow_skip and not EXPORTS_THAT_SKIP[target.format]:
-        able = ", ".join(name for name, can in EXPORTS_THAT_SKIP.items() if can)
-        problems.append(
-            f"search.allow_skip: true, but format {target.format} of target {target.name} cannot hold skipped blocks "
-            f"(only {able}); leave it false, or choose another target"
-        )
-    own = recipe.vocabulary.texts_file
-    if own is not None and not Path(own).is_file():
-        problems.append(f"vocabulary.texts_file: {own} is not a file")
-    if target.storage == "width" and recipe.learn.method != "closed_form":
-        problems.append(
-            f"learn.method: {recipe.learn.method}, must be closed_form for storage width of target {target.name}"
-        )
-    if recipe.search.limits_time and target.format not in FORMATS_WITH_TIMES:
-        problems.append(
-            f"search.max_time_per_answer_ms, search.max_time_per_token_ms: there is no time table for format "
-            f"{target.format} of target {target.name} (only {', '.join(FORMATS_WITH_TIMES)}); limit the size instead"
-        )
+    problems = [*_search_problems(target, recipe), *_vocabulary_problems(recipe)]
     if problems:
         raise ConfigError("--set", problems)
     if recipe.tune.method == "lora" and importlib.util.find_spec("peft") is None:
-        raise EnvironmentMissing(
-            "tune.method=lora needs peft, which is not installed; run: pip install 'sieve-edge[tune]'"
+        raise EnvironmentMissing("tune.method=lora: peft is not installed; run: pip install 'sieve-edge[tune]'")
+
+
+def _search_problems(target: Target, recipe: Recipe) -> Iterator[str]:
+    wanted = recipe.search
+    if wanted.allow_skip and not EXPORTS_THAT_SKIP[target.format]:
+        able = ", ".join(name for name, can in EXPORTS_THAT_SKIP.items() if can)
+        yield (
+            f"search.allow_skip: true, but format {target.format} of target {target.name} cannot hold skipped blocks "
+            f"(only {able}); leave it false, or choose another target"
         )
+    if target.storage == "width" and recipe.learn.method != "closed_form":
+        yield f"learn.method: {recipe.learn.method}, must be closed_form for storage width of target {target.name}"
+    if wanted.limits_time and (target.format not in FORMATS_WITH_TIMES or target.quantization != "F32"):
+        yield (
+            f"search.max_time_per_answer_ms, search.max_time_per_token_ms: there is no time table for format "
+            f"{target.format} and {target.quantization} weights of target {target.name} (only "
+            f"{', '.join(FORMATS_WITH_TIMES)}, F32); limit the size instead"
+        )
+    if wanted.max_size_mib is not None and target.quantization in BLOCK_QUANTIZATIONS and target.rank_multiple % 32:
+        yield (
+            f"search.max_size_mib: rows of {target.quantization} weights are stored in blocks of 32, and rank_multiple "
+            f"{target.rank_multiple} of target {target.name} is no multiple of that, so sizes are not known in advance"
+        )
+
+
+def _vocabulary_problems(recipe: Recipe) -> Iterator[str]:
+    own = recipe.vocabulary.texts_file
+    if own is None:
+        return
+    if recipe.vocabulary.keep == "all":
+        yield "vocabulary.texts_file: has no use while vocabulary.keep is all; set vocabulary.keep=auto too"
+    if not Path(own).is_file():
+        yield f"vocabulary.texts_file: {own} is not a file"
 
 
 def package_file(reference: str) -> Path:

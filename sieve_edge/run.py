@@ -3,6 +3,7 @@
 Heavy imports stand inside the functions, so that looking at a finished run is quick.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -57,11 +58,17 @@ class Run:
         import torch
 
         from sieve_edge.model.load import load_model
+        from sieve_edge.model.tokens import check_tokenizer
         from sieve_edge.model.widths import width_specs
+        from sieve_edge.quantize import misfits, plan_types, refuse_misfits
 
         torch.set_num_threads(self.recipe.threads)
         self.progress.say(f"  loading {self.source.reference}")
         loaded = load_model(self.source, self.recipe.device)
+        # What the model itself cannot have is refused here, before anything expensive.
+        refuse_misfits(misfits(plan_types(loaded.model, self.target)), self.target, self.recipe.quantize)
+        if self.recipe.vocabulary.keep != "all":
+            check_tokenizer(json.loads(loaded.tokenizer.backend_tokenizer.to_str()))
         if self.target.storage != "width":
             return loaded
         return replace(loaded, specs=width_specs(loaded.specs, loaded.model.config))

@@ -3,6 +3,7 @@
 Heavy imports stand inside the functions, so that looking at a finished run is quick.
 """
 
+import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sieve_edge.artifacts import MANIFEST, read_manifest, read_plan
+from sieve_edge.config import Target
 from sieve_edge.files import digest
 from sieve_edge.protocols import Float64
 from sieve_edge.run import Run, gradient_levels, scoring_settings
@@ -95,8 +97,9 @@ def _times(run: Run, space: "SearchSpace", out: Path) -> "TimeTable | None":
     prompts = [run.loaded.encode(example.prompt) for example in run.splits["selection"]]
     prompt = workload_prompt(prompts, run.target.workload.prompt_tokens)
     exported, sha256 = run.folder("export"), run.source.sha256()
-    there = (exported / MANIFEST).is_file() and read_manifest(exported).inputs["model"] == sha256
-    dense = exported / "dense" if there else partial(write_graph, run.loaded.model)
+    manifest = read_manifest(exported) if (exported / MANIFEST).is_file() else None
+    usable = manifest and manifest.inputs["model"] == sha256 and manifest.settings.get("quantization") == "F32"
+    dense = exported / "dense" if usable else partial(write_graph, run.loaded.model)
     return time_table(space, prompt, run.target, sha256, dense, run.root.parent / "shared", out, run.progress)
 
 
@@ -153,6 +156,9 @@ def _quantize(run: Run, out: Path) -> Result:
     from sieve_edge.model.checkpoint import load_checkpoint
     from sieve_edge.quantize import quantize
 
+    if run.target.quantization == "F32":
+        # Nothing to plan, so no model has to be loaded.
+        return quantize({}, {}, run.target, run.recipe.quantize, out, run.progress)
     models = {"dense": run.loaded.model, "pruned": load_checkpoint(run.checkpoint(), run.recipe.device)}
     examples = run.splits["calibration"][: run.recipe.quantize.prompts]
     tokenizers = {"dense": run.loaded.tokenizer, "pruned": run.tokenizer}
@@ -167,6 +173,8 @@ def _export(run: Run, out: Path) -> Result:
     from sieve_edge.export import EXPORT_STEPS, export
     from sieve_edge.model.checkpoint import load_checkpoint
 
+    # One that was merged from an earlier export is not of this one.
+    shutil.rmtree(run.root / "merged", ignore_errors=True)
     fused = load_checkpoint(run.checkpoint(), "cpu")
     prompts = [example.prompt for example in run.splits["selection"][:REFERENCE_PROMPTS]]
     with run.progress.task("export", EXPORT_STEPS, "steps") as advance:
@@ -182,7 +190,7 @@ def _export(run: Run, out: Path) -> Result:
         )
     sidecar = run.checkpoint() / "sieve_edge.json"
     (out / "pruned" / "sieve_edge.json").write_bytes(sidecar.read_bytes())
-    return metrics, tuple(fallbacks)
+    return metrics, (*fallbacks, *_other_build(run.target))
 
 
 def _validate(run: Run, out: Path) -> Result:
@@ -203,7 +211,18 @@ def _validate(run: Run, out: Path) -> Result:
         out,
         run.progress,
     )
-    return {"passed": result["passed"]}, ()
+    return {"passed": result["passed"]}, _other_build(run.target)
+
+
+def _other_build(target: Target) -> tuple[str, ...]:
+    """Name the build of llama.cpp that stands in for the stock one."""
+    if target.runtime != "llama.cpp-stock":
+        return ()
+    from sieve_edge.device.llama import PATCHED, runtime
+
+    version = runtime().__version__
+    told = f"measured in llama-cpp-python {version}, which has the patch that this file does not need"
+    return (told,) if PATCHED in version else ()
 
 
 STAGE_FUNCTIONS: dict[str, Callable[[Run, Path], Result]] = {

@@ -1,4 +1,4 @@
-"""Stage 6: what the exported artifact is worth on this device, against the dense model in the same runtime.
+"""Stage: what the exported artifact is worth on this device, against the dense model in the same runtime.
 
 Everything is measured in worker processes without torch. Dimension key: N examples, K labels.
 """
@@ -129,6 +129,16 @@ def workload_prompt(prompts: Sequence[Sequence[int]], tokens: int | None) -> lis
     return ids
 
 
+def _timed_prompts(prompts: Mapping[str, list[list[int]]], tokens: int | None) -> dict[str, list[int]]:
+    """Give both models the same text, in as many tokens as it takes each; its length is set in the dense model's."""
+    dense = workload_prompt(prompts["dense"], tokens)
+    if prompts["pruned"] == prompts["dense"]:
+        return {"dense": dense, "pruned": dense}
+    # Of a text that is cut or repeated, the other tokenizer's share is that of the whole split.
+    share = sum(map(len, prompts["pruned"])) / sum(map(len, prompts["dense"]))
+    return {"dense": dense, "pruned": workload_prompt(prompts["pruned"], round(len(dense) * share))}
+
+
 def weights_mib(folder: Path) -> float:
     """Measure the files that hold weights, and the graph.
 
@@ -226,8 +236,7 @@ def _cost(
 ) -> dict[str, Any]:
     """Time both models in one process, then weigh each in a fresh one."""
     workload = device.target.workload
-    # Each model gets the same text in its own tokens.
-    timed = {name: workload_prompt(of["test"], workload.prompt_tokens) for name, (of, _) in tokens.items()}
+    timed = _timed_prompts({name: prompts["test"] for name, (prompts, _) in tokens.items()}, workload.prompt_tokens)
     answer_tokens = max(len(answer) for _, answers in tokens.values() for answer in answers)
     lengths = {"decode_tokens": workload.decode_tokens, "repeats": workload.repeats}
     paths = {name: str(folder) for name, folder in folders.items()}
@@ -240,6 +249,7 @@ def _cost(
     return {
         "workload": {
             "prompt_tokens": len(timed["pruned"]),
+            "prompt_tokens_dense": len(timed["dense"]),
             "answer_tokens": answer_tokens,
             **lengths,
             "threads": device.target.threads,

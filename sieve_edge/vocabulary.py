@@ -1,4 +1,4 @@
-"""Stage 6: the tokens that the task needs; tokenizer, embedding and head without the others; off by default."""
+"""Stage: the tokens that the task needs; tokenizer, embedding and head without the others; off by default."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -122,21 +122,23 @@ def smaller_vocabulary(
         recipe: Settings.
 
     Returns:
-        The tokens.
+        The tokens. A file of texts that cannot be read is a ``ConfigError``.
 
     Raises:
         ArtifactError: If a text that the tokens were taken from encodes differently afterwards.
-        ConfigError: If the user's file of texts cannot be read.
     """
     texts = {name: [example.prompt for example in splits[name]] for name in (*KNOWN, *UNSEEN)}
     own = _own_texts(recipe.vocabulary.texts_file)
-    known = [loaded.encode(text) for text in (*texts["calibration"], *texts["selection"], *own)]
+    # As the task asks with them, and alone.
+    texts["own"] = [*own, *(task.prompt.replace("{text}", text) for text in own)]
+    known = [loaded.encode(text) for name in (*KNOWN, "own") for text in texts[name]]
     stored = json.loads(loaded.tokenizer.backend_tokenizer.to_str())
-    kept = needed_tokens(stored, (index for ids in (*known, *label_ids(task, loaded.encode)) for index in ids))
+    rows = len(loaded.model.get_input_embeddings().weight)
+    kept = needed_tokens(stored, (index for ids in (*known, *label_ids(task, loaded.encode)) for index in ids), rows)
     tokenizer = make_tokenizer(json.dumps(trim_tokenizer(stored, kept)), loaded.tokenizer)
     new_ids = {old: new for new, old in enumerate(kept)}
     changed = {name: _changed(texts[name], loaded, tokenizer, new_ids) for name in texts}
-    if any(changed[name]["texts"] for name in KNOWN):
+    if any(changed[name]["texts"] for name in (*KNOWN, "own")):
         raise ArtifactError(f"vocabulary: texts that it was made from encode differently: {changed}")
     return SmallerVocabulary(tuple(kept), tokenizer, changed)
 
@@ -152,6 +154,8 @@ def _own_texts(file: str | None) -> list[str]:
 
 def _changed(texts: Sequence[str], loaded: LoadedModel, tokenizer: Any, new_ids: Mapping[int, int]) -> dict[str, float]:
     """Say which fraction of texts is split into other tokens, and how many tokens more all texts together take."""
+    if not texts:
+        return {"texts": 0.0, "tokens": 0.0}
     before = [[new_ids.get(index, -1) for index in loaded.encode(text)] for text in texts]
     after = [tokenizer.backend_tokenizer.encode(text).ids for text in texts]
     differing = sum(old != new for old, new in zip(before, after, strict=True)) / len(texts)

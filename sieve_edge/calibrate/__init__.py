@@ -1,4 +1,4 @@
-"""Stage 1: what the task's prompts and the model's own answers look like at every matrix.
+"""Stage: what the task's prompts and the model's own answers look like at every matrix.
 
 Dimension key: B batch, T tokens, K labels, V vocabulary.
 """

@@ -1,7 +1,6 @@
 """``sieve-edge export --merged``: the pruned model for runtimes that know no factored weights."""
 
 import shutil
-from pathlib import Path
 from typing import Any
 
 import click
@@ -18,7 +17,8 @@ def check_merged(target: Any) -> None:
     """
     if target.storage != "pair" or target.format != "gguf":
         raise click.UsageError(
-            f"--merged is for format gguf with storage pair; what target {target.name} exports runs everywhere as it is"
+            f"--merged is for format gguf with storage pair; target {target.name} has format {target.format} with "
+            f"storage {target.storage}"
         )
 
 
@@ -31,25 +31,31 @@ def write_merged(run: Any) -> dict[str, Any]:
     Returns:
         Folder, size in MiB and largest logit difference from the pruned model.
     """
+    from sieve_edge.export import quantized_tensors
     from sieve_edge.export.gguf_folder import write_gguf_folder
     from sieve_edge.export.merged import merge_
     from sieve_edge.model.checkpoint import load_checkpoint
     from sieve_edge.stages import REFERENCE_PROMPTS
 
     model = load_checkpoint(run.checkpoint(), "cpu")
-    count = merge_(model)
+    readers = merge_(model)
+    tensors = quantized_tensors(run.folder("quantize"), "pruned")
+    importance = tensors | {name: tensors[factor] for name, factor in readers.items() if factor in tensors}
     prompts = [example.prompt for example in run.splits["selection"][:REFERENCE_PROMPTS]]
-    work, folder = run.root / "merged.part", run.root / "merged"
+    work, folder, pruned = run.root / "merged.part", run.root / "merged", run.folder("export") / "pruned"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     name, asked = f"{run.source.name} merged", run.target.quantization
-    metrics, changed = write_gguf_folder(model, run.loaded.tokenizer, prompts, name, asked, {}, work, lambda _: None)
+    metrics, changed = write_gguf_folder(model, run.tokenizer, prompts, name, asked, importance, work, lambda _: None)
+    (work / "sieve_edge.json").write_bytes((pruned / "sieve_edge.json").read_bytes())
     shutil.rmtree(folder, ignore_errors=True)
     work.replace(folder)
-    sizes = {kind: _mib(path) for kind, path in (("merged", folder), ("pruned", run.folder("export") / "pruned"))}
+    sizes = {
+        kind: (path / "model.gguf").stat().st_size / 2**20 for kind, path in (("merged", folder), ("pruned", pruned))
+    }
     run.progress.say(
-        f"  merged: {count} matrices multiplied out, {sizes['merged']:.1f} MiB; as large and as slow as the dense "
-        f"model (the factored file has {sizes['pruned']:.1f} MiB), for runtimes that know no factored weights"
+        f"  merged: {len(readers)} weights multiplied out, {sizes['merged']:.1f} MiB; as large and as slow as the "
+        f"dense model (the factored file has {sizes['pruned']:.1f} MiB), for runtimes that know no factored weights"
     )
     difference = metrics["max_logit_difference"]
     return {
@@ -58,7 +64,3 @@ def write_merged(run: Any) -> dict[str, Any]:
         "max_logit_difference": difference,
         "fallbacks": changed,
     }
-
-
-def _mib(folder: Path) -> float:
-    return (folder / "model.gguf").stat().st_size / 2**20

@@ -116,7 +116,7 @@ def _run(
     from sieve_edge.model.source import find_model
     from sieve_edge.pipeline import build as build_stages
     from sieve_edge.progress import Progress
-    from sieve_edge.resolve import check_search, load_recipe, load_target, load_task
+    from sieve_edge.resolve import check_build, load_recipe, load_target, load_task
     from sieve_edge.run import Run
 
     the_target = load_target(target)
@@ -125,7 +125,7 @@ def _run(
     the_task = load_task(task or the_target.task)
     recipe = load_recipe(settings)
     the_compute = _compute(recipe.device, **compute)
-    check_search(the_target, recipe)
+    check_build(the_target, recipe)
     source = find_model(model or the_target.model)
     root = run_dir or Path("runs") / f"{source.name}-{the_task.name}-{the_target.name}"
     run = Run(source, the_task, the_target, recipe, root, Progress(), plan, the_compute)

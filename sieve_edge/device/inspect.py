@@ -1,5 +1,6 @@
 """Looks into an exported file: what it is, who can load it, where its bytes are, and the ranks of its matrices."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -83,16 +84,38 @@ def _inspect_onnx(path: Path) -> dict[str, Any]:
     graph = onnx.load(path, load_external_data=False).graph
     size = sum(file.stat().st_size for file in path.parent.glob("model.onnx*"))
     tensors = []
+    quantized = _quantized(graph)
     for item in graph.initializer:
         external = {entry.key: entry.value for entry in item.external_data}
         if not external:
             continue
-        shape = tuple(item.dims)[::-1] if item.name.endswith(".transposed") else tuple(item.dims)
+        name, length = item.name, int(external["length"])
+        shape = tuple(item.dims)[::-1] if name.endswith(".transposed") else tuple(item.dims)
         kind = onnx.TensorProto.DataType.Name(item.data_type)
-        tensors.append(StoredTensor(item.name.removesuffix(".transposed"), shape, kind, int(external["length"])))
+        if name.endswith(".scales") and name.removesuffix(".scales") in quantized:
+            # Part of what its weight takes, not parameters of their own.
+            shape = ()
+        elif name.endswith(".codes"):
+            shape, kind = quantized[name.removesuffix(".codes")]
+        tensors.append(StoredTensor(name.removesuffix(".transposed").removesuffix(".codes"), shape, kind, length))
     about = {"format": "onnx", "name": path.parent.name, "architecture": None}
     loads_in = ["onnxruntime", "optimum (ORTModelForCausalLM)", "onnxruntime-genai"]
     return {**about, "loads_in": loads_in, **_figures(size, tensors), "ranks": _onnx_ranks(tensors)}
+
+
+def _quantized(graph: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Read the shape and type of each weight that is stored as codes, off the node that reads it."""
+    dims = {item.name: tuple(item.dims) for item in graph.initializer}
+    found: dict[str, tuple[tuple[int, ...], str]] = {}
+    for node in graph.node:
+        facts = {attribute.name: attribute.i for attribute in node.attribute}
+        if node.op_type == "MatMulNBits":
+            found[node.input[1].removesuffix(".codes")] = ((facts["N"], facts["K"]), f"int{facts['bits']}")
+        elif node.op_type == "GatherBlockQuantized":
+            name = node.input[2].removesuffix(".scales")
+            rows, blocks = dims[node.input[2]]
+            found[name] = ((rows, blocks * facts["block_size"]), f"int{facts['bits']}")
+    return found
 
 
 def _onnx_ranks(tensors: Iterable[StoredTensor]) -> dict[str, int]:
@@ -114,12 +137,9 @@ def _figures(file_bytes: int, tensors: Iterable[StoredTensor]) -> dict[str, Any]
     types: Counter[str] = Counter()
     params = stored = 0
     for item in tensors:
-        count = 1
-        for size in item.shape:
-            count *= size
-        params += count
+        params += math.prod(item.shape) if item.shape else 0
         stored += item.size
-        types[item.kind] += 1
+        types[item.kind] += bool(item.shape)
         parts[_part(item.name)] += item.size
     return {
         "file_mib": file_bytes / 2**20,

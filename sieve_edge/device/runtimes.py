@@ -17,7 +17,7 @@ class Runtime:
     """How exported folders are run.
 
     Attributes:
-        name: ``"onnxruntime"`` or ``"llama.cpp"``.
+        name: ``"onnxruntime"``, ``"llama.cpp"`` or ``"llama.cpp-stock"``.
         threads: Threads of one operator.
         provider: ONNX Runtime's execution provider.
     """

@@ -54,7 +54,7 @@ def export(
             from sieve_edge.export.gguf_folder import write_gguf_folder
 
             title = name if kind == "dense" else f"{name} pruned"
-            importance = _tensors(quantized, kind)
+            importance = quantized_tensors(quantized, kind)
             measured, changed = write_gguf_folder(
                 model, tokenizer, prompts, title, target.quantization, importance, folder, progress
             )
@@ -89,10 +89,19 @@ def stored_weights(quantized: Path, kind: str, quantization: str) -> Any:
         return None
     plan = read_json(quantized / "plan.json")["weights"][kind]
     names = tuple(name for name, entry in plan.items() if entry["type"] == quantization)
-    return Stored(BITS.get(quantization, 16), names, _tensors(quantized, kind))
+    return Stored(BITS.get(quantization, 16), names, quantized_tensors(quantized, kind))
 
 
-def _tensors(quantized: Path, kind: str) -> dict[str, Any]:
+def quantized_tensors(quantized: Path, kind: str) -> dict[str, Any]:
+    """Read what a quantization plan computed for a model.
+
+    Args:
+        quantized: Artifact of quantize.
+        kind: Model of its plan.
+
+    Returns:
+        Codes and scales, or the mean square of every weight's inputs, by name; empty where nothing is needed.
+    """
     from safetensors.torch import load_file
 
     file = quantized / f"{kind}.safetensors"

@@ -142,6 +142,8 @@ def gguf_importance(model: Any, importance: Mapping[str, Tensor]) -> dict[str, F
             owner, _, attribute = name.rpartition(".")
             rows_OI = nn.Parameter(row_I.float().expand(parameter.shape), requires_grad=False)
             setattr(described.get_submodule(owner), attribute, rows_OI)
+    if model.get_input_embeddings().weight is model.get_output_embeddings().weight:
+        described.get_output_embeddings().weight = described.get_input_embeddings().weight
     named = gguf_tensors(described, gguf_description(model.config.model_type))
     rows = {name: tensor[0] for name, tensor in named if tensor.dim() == 2}
     return {name: row_I.numpy() for name, row_I in rows.items() if not bool(row_I.isnan().any())}

@@ -1,4 +1,4 @@
-"""Stage 2: the projections of every matrix, from its weight and its statistics."""
+"""Stage: the projections of every matrix, from its weight and its statistics."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -35,6 +35,21 @@ class Factors(NamedTuple):
     found_rank: int
 
 
+def check_moment(moment_DD: Tensor) -> None:
+    """Refuse statistics that nothing can be learned from.
+
+    Args:
+        moment_DD: Second moment, (D, D).
+
+    Raises:
+        CalibrationError: If it is not finite, or is zero.
+    """
+    if not bool(torch.isfinite(moment_DD).all()):
+        raise CalibrationError("a Gram matrix has values that are not finite; check the model's weights and prompts")
+    if float(moment_DD.diagonal().max()) <= 0.0:
+        raise CalibrationError("a Gram matrix is zero; the matrix is never reached by the calibration prompts")
+
+
 def roots(moment_DD: Tensor, relative_cut: float) -> tuple[Tensor, Tensor, int]:
     """Take the square root of a symmetric positive semi-definite matrix, and its pseudo-inverse.
 
@@ -45,16 +60,11 @@ def roots(moment_DD: Tensor, relative_cut: float) -> tuple[Tensor, Tensor, int]:
     Returns:
         ``(root (D, D), pseudo-inverse of root (D, D), numerical rank)``.
 
-    Raises:
-        CalibrationError: If the matrix is not finite or is zero.
     """
-    if not bool(torch.isfinite(moment_DD).all()):
-        raise CalibrationError("a Gram matrix has values that are not finite; check the model's weights and prompts")
+    check_moment(moment_DD)
     values_D, vectors_DD = torch.linalg.eigh(moment_DD)
     kept = values_D > relative_cut * values_D[-1].clamp(min=0.0)
     rank = int(kept.sum())
-    if rank == 0 or float(values_D[-1]) <= 0.0:
-        raise CalibrationError("a Gram matrix is zero; the matrix is never reached by the calibration prompts")
     scale_K, basis_DK = values_D[kept].sqrt(), vectors_DD[:, kept]
     return (basis_DK * scale_K) @ basis_DK.T, (basis_DK / scale_K) @ basis_DK.T, rank
 

@@ -6,7 +6,7 @@ Dimension key: O out_features, I in_features, U units alive, Q inputs of a unit,
 import torch
 from torch import Tensor
 
-from sieve_edge.learn.projections import Factors, tail
+from sieve_edge.learn.projections import Factors, check_moment, tail
 
 _DAMPING = 1e-3
 _ROUNDS = 96
@@ -28,11 +28,13 @@ def keep_inputs(weight_OI: Tensor, gram_II: Tensor, metric_II: Tensor, unit: int
         unit: Neighbouring inputs that only go together.
 
     Returns:
-        Factors for every rank up to I; those at multiples of ``unit`` keep whole units.
+        Factors for every rank up to I; those at multiples of ``unit`` keep whole units. Statistics that are zero or
+        not finite are a ``CalibrationError``.
 
     Source:
         Optimal Brain Surgeon for structures: ZipLM, arXiv 2302.04089, section 3.1.
     """
+    check_moment(gram_II)
     count = len(gram_II)
     damped_II = gram_II + _DAMPING * gram_II.diagonal().mean() * torch.eye(count, dtype=gram_II.dtype)
     order_I = keep_order(damped_II, metric_II, unit)

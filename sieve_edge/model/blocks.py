@@ -65,7 +65,7 @@ def round_with_gram(weight_OI: Tensor, gram_II: Tensor, bits: int, damping: floa
     """
     features = weight_OI.shape[1]
     left_OK = _padded(weight_OI.double())
-    factor_KK = torch.eye(left_OK.shape[1], dtype=torch.float64)
+    factor_KK = torch.eye(left_OK.shape[1], dtype=torch.float64, device=left_OK.device)
     factor_KK[:features, :features] = _inverse_factor(gram_II, damping)
     codes, scales = [], []
     for start in range(0, left_OK.shape[1], BLOCK):
@@ -135,7 +135,7 @@ def _codes(values: Tensor, scales: Tensor, bits: int) -> Tensor:
 
 def _inverse_factor(gram_II: Tensor, damping: float) -> Tensor:
     """Upper Cholesky factor of the inverse; an input that never was anything but zero gets the mean of the others."""
-    damped_II = gram_II + damping * gram_II.diagonal().mean() * torch.eye(len(gram_II), dtype=gram_II.dtype)
+    damped_II = gram_II + damping * gram_II.diagonal().mean() * torch.eye(len(gram_II)).to(gram_II)
     inverse_II = torch.cholesky_inverse(torch.linalg.cholesky(damped_II))
     factor_II: Tensor = torch.linalg.cholesky(inverse_II, upper=True)
     return factor_II

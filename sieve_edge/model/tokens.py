@@ -19,7 +19,24 @@ _SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_t
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
-def needed_tokens(stored: Mapping[str, Any], used: Iterable[int]) -> list[int]:
+def check_tokenizer(stored: Mapping[str, Any]) -> None:
+    """Refuse a tokenizer that cannot be trimmed.
+
+    Args:
+        stored: Content of ``tokenizer.json``.
+
+    Raises:
+        ModelError: If it is not BPE, or marks the ends or insides of words.
+    """
+    model = stored["model"]
+    if model["type"] != "BPE" or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
+        raise ModelError(
+            f"vocabulary: the tokenizer's model is {model['type']}, and only BPE without marks inside words can be "
+            "trimmed; build with --set vocabulary.keep=all"
+        )
+
+
+def needed_tokens(stored: Mapping[str, Any], used: Iterable[int], rows: int) -> list[int]:
     """Choose the tokens to keep: those used, all that merging makes on the way to them, bytes and added tokens.
 
     BPE merges the pair of lowest rank first. All merges inside a token that is used are kept, and a subset of the
@@ -29,19 +46,13 @@ def needed_tokens(stored: Mapping[str, Any], used: Iterable[int]) -> list[int]:
     Args:
         stored: Content of ``tokenizer.json``.
         used: Token ids.
+        rows: Tokens that the embedding has; a token beyond them is left out.
 
     Returns:
         Token ids, rising.
-
-    Raises:
-        ModelError: If the tokenizer is not BPE, or marks the ends or insides of words.
     """
+    check_tokenizer(stored)
     model = stored["model"]
-    if model["type"] != "BPE" or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
-        raise ModelError(
-            f"vocabulary: the tokenizer's model is {model['type']}, and only BPE without marks inside words can be "
-            "trimmed; build with --set vocabulary.keep=all"
-        )
     vocab: dict[str, int] = model["vocab"]
     names = {index: token for token, index in vocab.items()}
     ranks = {pair: rank for rank, pair in enumerate(_pairs(model["merges"]))}
@@ -51,7 +62,7 @@ def needed_tokens(stored: Mapping[str, Any], used: Iterable[int]) -> list[int]:
         if index in names:
             kept |= _made_on_the_way(names[index], ranks)
     added = {entry["id"] for entry in stored["added_tokens"]}
-    return sorted({vocab[token] for token in kept if token in vocab} | added)
+    return sorted(index for index in {vocab[token] for token in kept if token in vocab} | added if index < rows)
 
 
 def trim_tokenizer(stored: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]:
@@ -73,8 +84,9 @@ def trim_tokenizer(stored: Mapping[str, Any], kept: Sequence[int]) -> dict[str, 
         for pair in _pairs(model["merges"])
         if all(token in model["vocab"] for token in (*pair, "".join(pair)))
     ]
-    for entry in trimmed["added_tokens"]:
-        entry["id"] = new_ids[entry["id"]]
+    trimmed["added_tokens"] = [
+        {**entry, "id": new_ids[entry["id"]]} for entry in trimmed["added_tokens"] if entry["id"] in new_ids
+    ]
     trimmed["post_processor"] = _renumbered(trimmed["post_processor"], new_ids)
     return trimmed
 

@@ -95,10 +95,10 @@ def _install(
     in_features, bias = weight_OI.shape[1], bias_O is not None
     parts = install_narrow_(model, spec.paths, in_features, part_features, bias)
     for part, block_OI in zip(parts, weight_OI.split(part_features), strict=True):
-        part.weight.data = block_OI.clone()
+        part.weight.data = block_OI.to(model.device, copy=True)
     if bias_O is not None:
         for part, block_O in zip(parts, bias_O.split(part_features), strict=True):
-            part.bias.data = block_O.clone()
+            part.bias.data = block_O.to(model.device, copy=True)
     shape = {"in_features": in_features, "part_features": part_features, "bias": bias}
     return {"paths": list(spec.paths), **shape, "storage": "narrow"}
 

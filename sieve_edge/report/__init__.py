@@ -32,11 +32,11 @@ def finish(root: Path, manifests: Mapping[str, Manifest], command: str) -> dict[
         result["tune"] = {
             name: tuned[name] for name in ("method", "loss", "kept", "scores", "transfer_lost", "transfer_holds")
         }
-        if "dense_tuned" in tuned["scores"]:
+        scores = tuned["scores"]
+        if "dense_tuned" in scores:
+            # Both in PyTorch, before the vocabulary and the weights' types change.
             result["loss"]["against_dense_tuned"] = {
-                split: relative_loss(
-                    result["accuracy"]["pruned"][split]["corrected"], tuned["scores"]["dense_tuned"][split]
-                )
+                split: relative_loss(scores[tuned["kept"]][split], scores["dense_tuned"][split])
                 for split in ("test", "transfer")
             }
     result["artifact"] = str(root / "export" / "pruned")

@@ -97,7 +97,7 @@ def _tuning(tune: Mapping[str, Any] | None, against: Mapping[str, float] | None)
     told += "Balanced accuracy, corrected, in PyTorch.\n\n"
     told += _table(("model", "selection", "test", "transfer"), rows)
     if against is not None:
-        told += f"\n\nLoss against the dense model tuned in the same way: test {against['test']:.2%}, "
+        told += f"\n\nLoss against the dense model tuned on the answers in the same way: test {against['test']:.2%}, "
         told += f"transfer {against['transfer']:.2%}."
     if not tune["transfer_holds"]:
         warning = f"Tuning loses {tune['transfer_lost']:.2%} on the transfer set, more than the tolerance."

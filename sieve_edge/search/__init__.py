@@ -1,4 +1,4 @@
-"""Stage 3: the smallest plan that keeps the task's score within the tolerance, among those scored."""
+"""Stage: the smallest plan that keeps the task's score within the tolerance, among those scored."""
 
 from collections.abc import Sequence
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""Stage 5: the pruned model trained a little further on the task, at the same ranks; off by default."""
+"""Stage: the pruned model trained a little further on the task, at the same ranks; off by default."""
 
 import copy
 import shutil
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from sieve_edge.config import Task
 from sieve_edge.errors import EnvironmentMissing
@@ -72,21 +73,16 @@ def tune(
     after, prior_L = scorer.scores(tuned, "tuned")
     scores = {"untuned": before, "tuned": after}
     if wanted.compare_dense:
-        progress.say("  the dense model, tuned in the same way, for a fair comparison")
+        progress.say("  the dense model, tuned on the answers in the same way, for a fair comparison")
         dense = copy.deepcopy(loaded.model)
-        tune_model(dense, loaded, task, splits, recipe, scorer, out / "dense", progress)
+        on_answers = recipe.model_copy(update={"tune": wanted.model_copy(update={"loss": "answer"})})
+        tune_model(dense, loaded, task, splits, on_answers, scorer, out / "dense", progress)
         scores["dense_tuned"], _ = scorer.scores(dense, "tuned dense")
     lost = relative_loss(after["transfer"], before["transfer"])
-    holds = lost <= recipe.tolerance
-    if not holds:
-        progress.say(
-            f"  tuning loses {lost:.2%} on the transfer set, more than the tolerance of {recipe.tolerance:.2%}"
-        )
-    good = holds and after["selection"] >= before["selection"]
-    kept = KEPT if good or wanted.keep == "always" else "untuned"
+    if lost > recipe.tolerance:
+        progress.say(f"  tuning loses {lost:.2%} on the transfer set, tolerance {recipe.tolerance:.2%}")
+    kept = KEPT if keeps(before, after, log["best_step"], recipe.tolerance, wanted.keep) else "untuned"
     progress.say(f"  kept: the {kept} factors")
-    for work in ("work", "dense"):
-        shutil.rmtree(out / work, ignore_errors=True)
     if kept == KEPT:
         prompt = loaded.encode(splits["selection"][0].prompt)
         save_checkpoint(tuned, loaded.tokenizer, read_layout(checkpoint), prompt, out)
@@ -94,8 +90,30 @@ def tune(
         sidecar["prior"]["pruned"] = prior_L.tolist()
         sidecar["selection"]["pruned"] = after["selection"]
         write_json(out / "sieve_edge.json", sidecar)
+    # Last, so that an interrupted run has something to go on from.
+    for work in ("work", "dense"):
+        shutil.rmtree(out / work, ignore_errors=True)
     facts = {"method": wanted.method, "loss": wanted.loss, "training": log, "scores": scores}
-    return {**facts, "transfer_lost": lost, "transfer_holds": holds, "kept": kept}
+    return {**facts, "transfer_lost": lost, "transfer_holds": lost <= recipe.tolerance, "kept": kept}
+
+
+def keeps(before: Mapping[str, float], after: Mapping[str, float], best_step: int, tolerance: float, keep: str) -> bool:
+    """Decide whether tuned factors are kept.
+
+    Args:
+        before: Split -> accuracy of the untuned factors.
+        after: The same of the tuned ones.
+        best_step: Step of the best look; 0 where training never helped, so that nothing was tuned.
+        tolerance: Relative loss that is allowed on the transfer set.
+        keep: ``"auto"`` or ``"always"``.
+
+    Returns:
+        True if they are.
+    """
+    if best_step == 0:
+        return False
+    holds = relative_loss(after["transfer"], before["transfer"]) <= tolerance
+    return keep == "always" or (holds and after["selection"] >= before["selection"])
 
 
 class Scorer:
@@ -233,7 +251,7 @@ def _trainable(
     linears = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and id(module.weight) not in embeddings
+        if isinstance(module, nn.Linear | Conv1D) and id(module.weight) not in embeddings
     }
     if recipe.method == "full_factors":
         for module in linears.values():

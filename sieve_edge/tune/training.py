@@ -165,6 +165,7 @@ def _resume(trained: Mapping[str, nn.Parameter], optimizer: Any, state: Path) ->
         for name, parameter in trained.items():
             parameter.copy_(file.get_tensor(f"now.{name}"))
             moments = {"exp_avg": f"mean.{name}", "exp_avg_sq": f"square.{name}"}
-            optimizer.state[parameter] = {kind: file.get_tensor(stored) for kind, stored in moments.items()}
+            values = {kind: file.get_tensor(stored).to(parameter.device) for kind, stored in moments.items()}
+            optimizer.state[parameter] = values
             optimizer.state[parameter]["step"] = torch.tensor(float(log.step))
-        return log, {name: file.get_tensor(f"best.{name}") for name in trained}
+        return log, {name: file.get_tensor(f"best.{name}").to(each.device) for name, each in trained.items()}

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from sieve_edge.config import Target
+from sieve_edge.device.inspect import inspect_path
 from sieve_edge.device.ort import OrtTextModel
 from sieve_edge.device.reference import DRIFT
 from sieve_edge.errors import ConfigError
@@ -16,6 +17,7 @@ from sieve_edge.export import export
 from sieve_edge.files import read_json
 from sieve_edge.model.blocks import BITS, Blocks, restore
 from sieve_edge.model.flat import TorchTextModel
+from sieve_edge.model.matrices import count_params
 from sieve_edge.progress import Progress
 from sieve_edge.quantize import quantize
 from sieve_edge.recipe import QuantizeRecipe
@@ -87,6 +89,11 @@ def test_onnx_blocks_are_computed_as_what_they_stand_for(quantization, tied, tmp
         # Inputs are rounded to 8 bits on the way.
         assert np.abs(found - expected).max() < 0.05 * spread
         assert exported["max_logit_difference"][kind] < 1e-3
+        facts = inspect_path(folder)
+        assert facts["params"] == count_params(source)
+        assert bits <= facts["bits_per_weight"] < 1.5 * bits + 1.0, "rows of 24 are padded to 32"
+        assert facts["types"][quantization] == linears + (0 if tied else 1)
+        assert len(facts["ranks"]) == (8 if kind == "pruned" else 0)
         assert read_json(folder / DRIFT) == exported["quantized"][kind]
         assert 0.0 < exported["quantized"][kind]["kl"] < 0.1
     assert metrics["mean_error"]["dense"] > 0.0

@@ -18,7 +18,7 @@ ANY_TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=40)
 def trimmed(name, texts):
     whole = WHOLE[name].backend_tokenizer
     stored = json.loads(whole.to_str())
-    kept = needed_tokens(stored, (index for text in texts for index in whole.encode(text).ids))
+    kept = needed_tokens(stored, (index for text in texts for index in whole.encode(text).ids), 10_000)
     small = Tokenizer.from_str(json.dumps(trim_tokenizer(stored, kept)))
     return whole, small, kept
 
@@ -60,7 +60,7 @@ def test_ids_inside_the_post_processor_are_renumbered():
         "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
         "special_tokens": {"end": special},
     }
-    kept = needed_tokens(stored, [last])
+    kept = needed_tokens(stored, [last], 10_000)
     small = Tokenizer.from_str(json.dumps(trim_tokenizer(stored, kept)))
     assert small.encode("a").tokens[-1] == token
     assert small.encode("a").ids[-1] == len(kept) - 1
@@ -69,4 +69,14 @@ def test_ids_inside_the_post_processor_are_renumbered():
 def test_other_kinds_of_tokenizers_are_refused():
     words = json.loads(Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).to_str())
     with pytest.raises(ModelError, match="WordLevel, and only BPE"):
-        needed_tokens(words, [0])
+        needed_tokens(words, [0], 1)
+
+
+def test_a_token_that_the_embedding_lacks_is_left_out():
+    stored = json.loads(WHOLE["bytes"].backend_tokenizer.to_str())
+    extra = {**stored["added_tokens"][0], "id": 5000, "content": "<image>"}
+    stored["added_tokens"].append(extra)
+    kept = needed_tokens(stored, [], 5000)
+    assert 5000 not in kept
+    small = Tokenizer.from_str(json.dumps(trim_tokenizer(stored, kept)))
+    assert small.token_to_id("<image>") is None

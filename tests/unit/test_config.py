@@ -13,7 +13,7 @@ from sieve_edge.errors import ConfigError
 from sieve_edge.recipe import Recipe
 from sieve_edge.resolve import (
     EXPORTS_THAT_SKIP,
-    check_search,
+    check_build,
     load_recipe,
     load_target,
     load_task,
@@ -172,7 +172,7 @@ def test_all_problems_of_settings_at_once() -> None:
 def test_skipping_is_off_and_every_format_says_whether_it_can_hold_it(toy_target: Path) -> None:
     assert set(EXPORTS_THAT_SKIP) == set(get_args(Target.model_fields["format"].annotation))
     assert not Recipe().search.allow_skip
-    check_search(load_target(str(toy_target)), load_recipe(("search.allow_skip=true",)))
+    check_build(load_target(str(toy_target)), load_recipe(("search.allow_skip=true",)))
 
 
 def test_a_format_that_cannot_hold_skipped_blocks_is_refused(

@@ -114,7 +114,10 @@ class Target(Strict):
 class Source(Strict):
     """A table with a text column and a label column."""
 
-    path: str = Field(description="file:PATH or package:IMPORT_NAME/PATH of a CSV with a header, UTF-8.")
+    path: str = Field(
+        description="file:PATH or package:IMPORT_NAME/PATH of a .csv with a header, .jsonl (UTF-8) or .parquet file; "
+        "or hf:ORGANISATION/NAME[/CONFIG][:SPLIT] of the Hugging Face hub."
+    )
     text: str = Field("text", description="Column that holds the text.")
     label: str = Field("label", description="Column that holds the label.")
     where: dict[str, str] = Field(default_factory=dict, description="Keep only rows whose columns have these values.")
@@ -123,8 +126,8 @@ class Source(Strict):
     @field_validator("path")
     @classmethod
     def _known_scheme(cls, value: str) -> str:
-        if not value.startswith(("file:", "package:")):
-            raise ValueError(f"'{value}' must start with file: or package:")
+        if not value.startswith(("file:", "package:", "hf:")):
+            raise ValueError(f"'{value}' must start with file:, package: or hf:")
         return value
 
 

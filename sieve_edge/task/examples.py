@@ -1,17 +1,15 @@
 """Examples of a task: read from tables, cleaned of duplicates, and split so that no text is seen twice."""
 
-import csv
 import itertools
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sieve_edge.config import Source, Task
 from sieve_edge.errors import TaskError
 from sieve_edge.files import digest
-from sieve_edge.resolve import package_file
+from sieve_edge.task.tables import read_rows
 
 
 @dataclass(frozen=True)
@@ -173,7 +171,7 @@ def _read_source(task: Task, source: Source, number: int, seed: int, taken: set[
     labels = {value: index for index, value in enumerate(task.labels)}
     examples = []
     seen = set()
-    for line, row in _rows(source):
+    for line, row in read_rows(source):
         if any(row[column] != value for column, value in source.where.items()):
             continue
         value = row[source.label].strip()
@@ -193,38 +191,3 @@ def _read_source(task: Task, source: Source, number: int, seed: int, taken: set[
         raise TaskError(f"{source.path}: has only the label {sorted(seen)}, must have all of {list(labels)}")
     random.Random(seed).shuffle(examples)  # noqa: S311 (splits need repeatability, not secrecy)
     return examples
-
-
-def _rows(source: Source) -> list[tuple[int, dict[str, str]]]:
-    path = source_path(source)
-    if not path.is_file():
-        raise TaskError(f"{source.path}: file not found ({path})")
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file, restval="")
-            columns = reader.fieldnames or []
-            wanted = {source.text, source.label, *source.where}
-            missing = sorted(wanted - set(columns))
-            if not columns:
-                raise TaskError(f"{source.path}: the file is empty; it needs a header and rows")
-            if missing:
-                raise TaskError(f"{source.path}: no column {missing}; the file has {list(columns)}")
-            return [(reader.line_num, row) for row in reader]
-    except UnicodeDecodeError as error:
-        raise TaskError(f"{source.path}: not UTF-8 at byte {error.start}; convert it, e.g. with iconv") from error
-    except csv.Error as error:
-        raise TaskError(f"{source.path}: not a CSV ({error})") from error
-
-
-def source_path(source: Source) -> Path:
-    """Find the file of a source.
-
-    Args:
-        source: The source.
-
-    Returns:
-        Its path; whether the file exists is for the caller to see.
-    """
-    if source.path.startswith("file:"):
-        return Path(source.path.removeprefix("file:")).expanduser()
-    return package_file(source.path)

@@ -107,7 +107,7 @@ def test_all_problems_of_a_task_at_once(toy_task: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_task(path)
     message = str(caught.value)
-    assert "source.path: 'data.csv' must start with file: or package:" in message
+    assert "source.path: 'data.csv' must start with file:, package: or hf:" in message
     assert "splits.selection: Input should be greater than or equal to 20 (got 5)" in message
     assert "splits.test: Field required" in message
 
@@ -130,7 +130,7 @@ def test_all_problems_of_further_calibration_sources_at_once(toy_task: Path, tmp
     assert len(caught.value.problems) == 4
     assert "calibration_sources.0.weight: Input should be greater than 0 (got 0)" in message
     assert "calibration_sources.1.weight: " in message
-    assert "calibration_sources.2.path: 'more.csv' must start with file: or package:" in message
+    assert "calibration_sources.2.path: 'more.csv' must start with file:, package: or hf:" in message
     assert "calibration_sources.3.wait: unknown field" in message
 
 

@@ -189,7 +189,7 @@ def test_further_sources_may_stand_in_for_a_main_one_that_is_too_small(mixed):
         (rows(9, start=1000), r"more0\.csv has 9 different usable .* share of the calibration split is 10; lower its"),
         (rows(50), r"more0\.csv has 0 different usable texts that no other split uses"),
         ([("one", 0)], r"more0\.csv: has only the label \['0'\]"),
-        ([], r"more0\.csv: no row fits where=\{\}"),
+        ([], r"more0\.csv: the file is empty"),
         ([("one", 7)], r"more0\.csv: line 2: label '7' is not one of"),
     ],
 )

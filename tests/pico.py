@@ -133,7 +133,7 @@ def make_tokenizer() -> transformers.PreTrainedTokenizerFast:
     )
 
 
-def make_bpe_tokenizer() -> transformers.PreTrainedTokenizerFast:
+def make_bpe_tokenizer(other_words: str = "") -> transformers.PreTrainedTokenizerFast:
     """Make a byte-level BPE tokenizer, which a GGUF file can hold; words of the toy language are one token here too."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -145,7 +145,11 @@ def make_bpe_tokenizer() -> transformers.PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    words = ["Text: Sentiment: good bad", *(PROMPT.replace("{text}", row.text) for row in sentences(400, seed=5))]
+    words = [
+        "Text: Sentiment: good bad",
+        other_words,
+        *(PROMPT.replace("{text}", row.text) for row in sentences(400, seed=5)),
+    ]
     tokenizer.train_from_iterator(words, trainer)
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", bos_token="<s>", eos_token="</s>"

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks._common import Demo, finish, load_demo, options
-from sieve_edge.artifacts import read_plan
+from sieve_edge.artifacts import read_manifest, read_plan
 from sieve_edge.config import Task
-from sieve_edge.files import read_json, read_jsonl
+from sieve_edge.files import read_json, read_jsonl, write_json
 from sieve_edge.model.checkpoint import load_checkpoint
 from sieve_edge.model.flat import TorchTextModel
 from sieve_edge.pipeline import build
@@ -78,7 +78,7 @@ def _row(run: Run, strategy: str) -> dict[str, Any]:
         "strategy": strategy,
         "kept_fraction": plan.kept_linears,
         "selection_accuracy": sidecar["selection"]["pruned"],
-        **_unseen(run, model, sidecar["prior"]["pruned"]),
+        **_unseen(run, "pruned", model, sidecar["prior"]["pruned"]),
         "evaluations": len(history),
         "tokens_scored": plan.tokens_scored,
         "seconds": round(sum(record["seconds"] for record in history), 1),
@@ -91,14 +91,19 @@ def _dense_row(run: Run) -> dict[str, Any]:
         "strategy": "dense",
         "kept_fraction": 1.0,
         "selection_accuracy": sidecar["selection"]["dense"],
-        **_unseen(run, run.loaded.model, sidecar["prior"]["dense"]),
+        **_unseen(run, "dense", run.loaded.model, sidecar["prior"]["dense"]),
         "evaluations": 0,
         "tokens_scored": 0,
         "seconds": 0.0,
     }
 
 
-def _unseen(run: Run, model: Any, prior: list[float]) -> dict[str, float]:
+def _unseen(run: Run, name: str, model: Any, prior: list[float]) -> dict[str, float]:
+    """Score a model on the splits that no search sees, once for each fused model."""
+    file = run.root / f"unseen-{name}-{read_manifest(run.folder('fuse')).key[:16]}.json"
+    if file.is_file():
+        kept: dict[str, float] = read_json(file)
+        return kept
     accuracies = {}
     for split in ("test", "transfer"):
         examples = run.splits[split]
@@ -112,6 +117,7 @@ def _unseen(run: Run, model: Any, prior: list[float]) -> dict[str, float]:
         labels_N = np.array([example.label for example in examples])
         predicted_N = predict(scores_NK, np.asarray(prior))
         accuracies[f"{split}_accuracy"] = balanced_accuracy(predicted_N, labels_N, len(answers))
+    write_json(file, accuracies)
     return accuracies
 
 

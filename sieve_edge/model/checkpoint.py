@@ -11,6 +11,7 @@ from sieve_edge.errors import ArtifactError
 from sieve_edge.files import read_json
 from sieve_edge.model.flat import flat_forward
 from sieve_edge.model.hf import write_sieve_config
+from sieve_edge.model.load import quiet
 from sieve_edge.model.tensors import tensor_disk_errors
 
 
@@ -42,6 +43,7 @@ def load_checkpoint(folder: Path, device: str) -> Any:
     Returns:
         transformers model of the base family, float32, in evaluation mode.
     """
+    quiet()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     return model.to(device).eval().requires_grad_(False)
 

@@ -69,7 +69,7 @@ def load_model(source: ModelSource, device: str) -> LoadedModel:
     extra: dict[str, Any] = {}
     if source.gguf:
         extra = {"gguf_file": source.gguf}
-    _quiet()
+    quiet()
     # transformers parses a GGUF file anew for the configuration, the tokenizer and the weights; once is enough.
     with mock.patch("gguf.GGUFReader", functools.lru_cache(maxsize=1)(gguf.GGUFReader)):
         config = _load_config(source, extra)
@@ -132,7 +132,7 @@ def empty_model(config: Any) -> Any:
     Returns:
         Model on torch's ``meta`` device, of the class and with the attention that ``load_model`` gives.
     """
-    _quiet()
+    quiet()
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
 
@@ -159,7 +159,8 @@ def _tokenizer_class(source: ModelSource) -> Any:
     return PreTrainedTokenizerFast if exact else AutoTokenizer
 
 
-def _quiet() -> None:
+def quiet() -> None:
+    """Keep transformers' warnings and bars off the terminal; the build has its own."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)

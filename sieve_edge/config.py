@@ -51,8 +51,17 @@ class Workload(Strict):
     )
 
 
-_STORAGES = {"onnxruntime": ("pair", "pivoted"), "llama.cpp": ("pair",), "llama.cpp-stock": ("width",)}
-"""Runtime -> how it can hold a pruned matrix."""
+_STORAGES: dict[str, dict[str, tuple[str, ...]]] = {
+    "onnx": {"onnxruntime": ("pair", "pivoted")},
+    "gguf": {"llama.cpp": ("pair",), "llama.cpp-stock": ("width",)},
+}
+"""Format -> runtime -> how it can hold a pruned matrix."""
+
+
+def _storages(format_: str, runtime: str) -> tuple[str, ...]:
+    """Of a runtime that does not fit the format, those of the format, so that both problems are named at once."""
+    of_format = _STORAGES[format_]
+    return of_format.get(runtime) or tuple(storage for storages in of_format.values() for storage in storages)
 
 
 _QUANTIZATIONS = {
@@ -95,8 +104,8 @@ class Target(Strict):
     @model_validator(mode="after")
     def _fits_together(self) -> "Target":
         allowed: dict[str, tuple[str, ...]] = {
-            "runtime": ("onnxruntime",) if self.format == "onnx" else ("llama.cpp", "llama.cpp-stock"),
-            "storage": _STORAGES[self.runtime],
+            "runtime": tuple(_STORAGES[self.format]),
+            "storage": _storages(self.format, self.runtime),
             "quantization": _QUANTIZATIONS[self.format],
             "execution_provider": (self.execution_provider,) if self.format == "onnx" else ("CPUExecutionProvider",),
         }

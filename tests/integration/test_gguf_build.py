@@ -92,6 +92,7 @@ def test_what_a_gguf_target_cannot_have_is_refused_before_anything_expensive(bui
     done = command("build", "--target", tmp_path / "bad.yaml")
     assert done.returncode == 3
     assert "runtime: onnxruntime, must be llama.cpp or llama.cpp-stock for format gguf" in done.stderr
+    assert "storage: pivoted, must be pair or width for format gguf" in done.stderr
     (tmp_path / "bad.yaml").write_text(json.dumps(target | {"runtime": "llama.cpp"}), encoding="utf-8")
     done = command("build", "--target", tmp_path / "bad.yaml")
     assert "storage: pivoted, must be pair for format gguf and runtime llama.cpp" in done.stderr

@@ -91,7 +91,9 @@ def test_onnx_blocks_are_computed_as_what_they_stand_for(quantization, tied, tmp
         assert exported["max_logit_difference"][kind] < 1e-3
         facts = inspect_path(folder)
         assert facts["params"] == count_params(source)
-        assert bits <= facts["bits_per_weight"] < 1.5 * bits + 1.0, "rows of 24 are padded to 32"
+        # Rows of the pruned model's second factors, 24 numbers, are padded to 32.
+        limit = bits + 2.0 if kind == "dense" else bits + 3.0
+        assert bits <= facts["bits_per_weight"] < limit
         assert facts["types"][quantization] == linears + (0 if tied else 1)
         assert len(facts["ranks"]) == (8 if kind == "pruned" else 0)
         assert read_json(folder / DRIFT) == exported["quantized"][kind]

@@ -1,7 +1,7 @@
 # Everything a user or CI runs. `make` alone lists it; scripts/setup.sh installs what a command needs, once.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help build setup runtime demo test check test-slow test-interop bench readme clean
+.PHONY: help build setup runtime demo demo-rag test check test-slow test-interop bench readme clean
 
 TARGET ?= x86-cpu
 PY := .venv/bin/python
@@ -27,6 +27,9 @@ runtime:  ## Install llama.cpp with factored weights (compiled once per machine,
 
 demo:  ## Install the demo's model and data (a second time nothing)
 	@scripts/setup.sh demo
+
+demo-rag:  ## Install the data of the tasks boolq, pubmedqa, medmcqa and disflqa
+	@scripts/setup.sh demo-rag
 
 test: check  ## Run every check and test (what CI runs); ARGS go to pytest
 	$(PY) -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)

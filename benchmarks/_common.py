@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from sieve_edge.config import Target, Task
+from sieve_edge.config import Target
 from sieve_edge.files import write_json
 from sieve_edge.model.load import LoadedModel, load_model
 from sieve_edge.model.source import find_model
@@ -22,6 +22,7 @@ from sieve_edge.recipe import Recipe
 from sieve_edge.resolve import load_recipe, load_target, load_task
 from sieve_edge.run import Run
 from sieve_edge.task.examples import Example, load_splits, splits_sha256
+from sieve_edge.task_config import Task
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -35,6 +36,17 @@ class Demo:
     task: Task
     recipe: Recipe
     splits: dict[str, tuple[Example, ...]]
+
+    def ended(self, ids: list[int]) -> bool:
+        """Say whether an answer of the model's own is complete.
+
+        Args:
+            ids: Its tokens so far.
+
+        Returns:
+            True after the end token.
+        """
+        return ids[-1] == self.loaded.end
 
     def prompts(self, split: str, count: int) -> list[list[int]]:
         """Tokenize prompts.

@@ -45,7 +45,7 @@ def _pass(demo: Demo, prompts: list[list[int]], *, gather: bool) -> float:
     begun = time.perf_counter()
     past = gather_prefix(demo.loaded, sides, moments, prefix, len(prompts), "cpu")
     for batch in batches:
-        run_with_answers(demo.loaded, sides, moments, past, batch, demo.task.max_new_tokens, "cpu")
+        run_with_answers(demo.loaded, sides, moments, past, batch, demo.task.max_new_tokens, demo.ended, "cpu")
     return time.perf_counter() - begun
 
 

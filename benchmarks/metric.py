@@ -26,9 +26,8 @@ from sieve_edge.model.refit import refit as refit_
 from sieve_edge.model.refit import refit_settings
 from sieve_edge.model.statistics import CalibrationStats
 from sieve_edge.model.switchable import install_switchable_, switch_
-from sieve_edge.task.evaluate import measure
-from sieve_edge.task.examples import label_ids
-from sieve_edge.task.likelihood import label_log_likelihoods, prefix_and_tails
+from sieve_edge.task.examiner import Examiner
+from sieve_edge.task.likelihood import prefix_and_tails
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "identity": {"output_metric": "identity", "gradient_weight": 0.0},
@@ -76,15 +75,15 @@ def _measure(
     examples = demo.splits["calibration"][-unseen:]
     prompts = [demo.loaded.encode(example.prompt) for example in examples]
     divergences = [_divergence(demo.loaded.model, pruned, prompt) for prompt in prompts[:100]]
-    answers, batch_tokens = label_ids(demo.task, demo.loaded.encode), demo.recipe.search.batch_tokens
-    scores_NK = label_log_likelihoods(TorchTextModel(pruned, "cpu"), prompts, answers, batch_tokens)
+    exam = Examiner(demo.task).exam(examples, demo.loaded.backend, demo.loaded.end)
+    answers = exam.take(TorchTextModel(pruned, "cpu"), demo.recipe.search.batch_tokens)
     return {
         "metric": name,
         "refit": refit,
         "factor": factor,
         "kept": kept_params(specs, ranks, storage) / linear_params(specs),
         "KL": float(np.mean(divergences)),
-        "unseen accuracy": measure(scores_NK, np.array([example.label for example in examples]))["corrected"],
+        "unseen accuracy": exam.grade(answers).score,
         "examples": unseen,
     }
 

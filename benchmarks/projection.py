@@ -40,7 +40,7 @@ def main() -> None:
     prefix, batches = prefix_and_tails(prompts, GRAM_BATCH_TOKENS)
     past = gather_prefix(demo.loaded, sides, moments, prefix, len(prompts), "cpu")
     for batch in batches:
-        run_with_answers(demo.loaded, sides, moments, past, batch, demo.task.max_new_tokens, "cpu")
+        run_with_answers(demo.loaded, sides, moments, past, batch, demo.task.max_new_tokens, demo.ended, "cpu")
     grams = moments.full()
     steps = 100 if arguments.quick else 300
     samples = [

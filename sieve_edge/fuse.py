@@ -1,14 +1,13 @@
 """Stage: a Hugging Face checkpoint with factored linears, scored again."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from sieve_edge.artifacts import MatrixSpec, PruningPlan
-from sieve_edge.config import Task
 from sieve_edge.errors import ArtifactError
 from sieve_edge.files import write_json
 from sieve_edge.model.bank import ProjectionBank
@@ -22,19 +21,18 @@ from sieve_edge.model.pivots import pivot
 from sieve_edge.model.statistics import narrow_side
 from sieve_edge.model.widths import narrow_
 from sieve_edge.progress import Progress
-from sieve_edge.protocols import Float64
 from sieve_edge.recipe import Recipe
-from sieve_edge.task.evaluate import fit_prior, measure
-from sieve_edge.task.examples import Example, label_ids
-from sieve_edge.task.likelihood import label_log_likelihoods
+from sieve_edge.task.exam import RAW, Answers
+from sieve_edge.task.examiner import Examiner
+from sieve_edge.task.examples import Example
 
 
 def fuse(
     loaded: LoadedModel,
     bank: ProjectionBank,
     plan: PruningPlan,
-    dense_scores_NK: Float64,
-    task: Task,
+    dense_answers: Answers,
+    examiner: Examiner,
     selection: Sequence[Example],
     recipe: Recipe,
     out: Path,
@@ -50,8 +48,8 @@ def fuse(
         loaded: Dense model.
         bank: Its projections.
         plan: Rank of each matrix.
-        dense_scores_NK: The dense model's label log-likelihoods on the selection split.
-        task: The task.
+        dense_answers: The dense model's answers to the selection split.
+        examiner: Says what is asked.
         selection: Examples that the priors are fitted on.
         recipe: Batch size, device.
         out: Work folder.
@@ -64,31 +62,28 @@ def fuse(
     layout, fallbacks, largest = install_plan_(model, loaded.specs, bank, plan.ranks, plan.storage)
     kept = _check_params(model, loaded, layout, plan.ranks)
     save_checkpoint(model, loaded.tokenizer, layout, loaded.encode(selection[0].prompt), out)
-    prompts = [loaded.encode(example.prompt) for example in selection]
-    answers = label_ids(task, loaded.encode)
-    with progress.task("score the fused model", len(prompts), "prompts") as advance:
-        text_model = TorchTextModel(model, recipe.device)
-        scores_NK = label_log_likelihoods(text_model, prompts, answers, recipe.search.batch_tokens, advance)
-    labels_N = np.array([example.label for example in selection])
-    measured = measure(scores_NK, labels_N)
+    exam = examiner.exam(selection, loaded.backend, loaded.end)
+    with progress.task("score the fused model", len(selection), "prompts") as advance:
+        answers = exam.take(TorchTextModel(model, recipe.device), recipe.search.batch_tokens, advance)
+    grades = exam.grade(answers)
+    scores = {"dense": exam.grade(dense_answers).score, "pruned": grades.score}
+    end = None if loaded.end is None else loaded.backend.id_to_token(loaded.end)
     sidecar = {
-        "task": task.name,
-        "prompt": task.prompt,
-        "labels": [list(item) for item in task.labels.items()],
-        "prior": {
-            "dense": fit_prior(dense_scores_NK, labels_N).tolist(),
-            "pruned": fit_prior(scores_NK, labels_N).tolist(),
-        },
+        **examiner.facts(),
+        "end": end,
+        "chat": None if loaded.chat is None else asdict(loaded.chat),
+        "prior": {"dense": exam.prior(dense_answers), "pruned": exam.prior(answers)},
         "kept_fraction": kept,
-        "selection": {"dense": measure(dense_scores_NK, labels_N)["corrected"], "pruned": measured["corrected"]},
+        "selection": scores,
     }
     write_json(out / "sieve_edge.json", sidecar)
-    progress.say(f"  the fused model scores {measured['corrected']:.4f} on the selection split")
+    progress.say(f"  the fused model scores {scores['pruned']:.4f} on the selection split")
+    raw = exam.grade(answers, RAW).score
     metrics = {
         "kept_fraction": kept,
         "plan": plan.id,
         "refit": plan.refit,
-        "selection": measured,
+        "selection": {"raw": raw, "corrected": grades.score, "collapsed": grades.collapsed},
         "largest_coefficient": largest,
     }
     return {**metrics, "params": count_params(model)}, tuple(fallbacks)

@@ -4,6 +4,7 @@ Dimension key: B batch, P past tokens, T new tokens, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -50,5 +51,50 @@ class TextModel(Protocol):
 
         Returns:
             The past with B rows.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Chat:
+    """How a model wants its chats written.
+
+    Attributes:
+        template: The model's chat template.
+        start: Text of the start token, empty if there is none.
+        adds_start: Whether the tokenizer puts it before every text by itself.
+    """
+
+    template: str
+    start: str = ""
+    adds_start: bool = False
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a judge is asked about.
+
+    Attributes:
+        question: The prompt that was answered.
+        answer: What the model wrote.
+        references: Right answers.
+    """
+
+    question: str
+    answer: str
+    references: tuple[str, ...]
+
+
+class Judge(Protocol):
+    """Says whether written answers are correct."""
+
+    def grade(self, asked: Sequence[Asked]) -> list[float]:
+        """Judge answers.
+
+        Args:
+            asked: Answers with their questions.
+
+        Returns:
+            1 for correct, 0 for incorrect, not-a-number where the judge gave no verdict.
         """
         ...

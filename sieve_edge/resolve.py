@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from sieve_edge.config import Strict, Target, Task
+from sieve_edge.config import Strict, Target
 from sieve_edge.errors import ConfigError, EnvironmentMissing
 from sieve_edge.recipe import Recipe
+from sieve_edge.task_config import Task
 
 Config = TypeVar("Config", bound=Strict)
 
@@ -174,7 +175,10 @@ def package_file(reference: str) -> Path:
     package, _, inside = reference.removeprefix("package:").partition("/")
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
-        raise EnvironmentMissing(f"{reference}: package '{package}' is not installed; 'make demo' installs the demo's")
+        raise EnvironmentMissing(
+            f"{reference}: package '{package}' is not installed; make demo or make demo-rag install what shipped tasks "
+            "need"
+        )
     return Path(spec.submodule_search_locations[0]) / inside
 
 

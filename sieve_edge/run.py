@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sieve_edge.compute import Compute
-from sieve_edge.config import Target, Task
+from sieve_edge.config import Target
 from sieve_edge.files import file_sha256
 from sieve_edge.model.source import ModelSource
 from sieve_edge.progress import Progress
 from sieve_edge.recipe import Recipe
 from sieve_edge.resolve import settings_json
+from sieve_edge.task.examiner import Examiner
 from sieve_edge.task.examples import Example, load_splits
+from sieve_edge.task.judge import OpenAIJudge
+from sieve_edge.task_config import JudgeSettings, Task
 
 if TYPE_CHECKING:
     from sieve_edge.model.load import LoadedModel
@@ -50,7 +53,23 @@ class Run:
     @cached_property
     def splits(self) -> dict[str, tuple[Example, ...]]:
         """Examples of every split."""
-        return load_splits(self.task, self.recipe.seed)
+        if not self.task.messages:
+            return load_splits(self.task, self.recipe.seed)
+        from sieve_edge.model.load import read_chat
+
+        return load_splits(self.task, self.recipe.seed, read_chat(self.source))
+
+    @cached_property
+    def judge(self) -> OpenAIJudge | None:
+        """Who judges written answers, for metric ``judge``; verdicts are shared by runs."""
+        if self.task.metric != "judge":
+            return None
+        return OpenAIJudge(self.task.judge or JudgeSettings(), self.root.parent / "shared" / "verdicts.sqlite")
+
+    @property
+    def examiner(self) -> Examiner:
+        """Says what is asked, and what answers are worth."""
+        return Examiner(self.task, self.judge)
 
     @cached_property
     def loaded(self) -> "LoadedModel":
@@ -145,13 +164,13 @@ def _search(run: Run, recipe: Tree, _: Tree, target: Tree) -> Tree:
 
 
 def _fuse(run: Run, _: Tree, task: Tree, __: Tree) -> Tree:
-    return {**scoring_settings(run), "task": task["name"], "prompt": task["prompt"], "plan": run.plan}
+    return {**scoring_settings(run), "task": task["name"], **_asked(task), "plan": run.plan}
 
 
 def _tune(run: Run, recipe: Tree, task: Tree, _: Tree) -> Tree:
     if run.recipe.tune.method == "none":
         return {"method": "none"}
-    needed = {"tolerance": recipe["tolerance"], "part": recipe["search"]["part"], "prompt": task["prompt"]}
+    needed = {"tolerance": recipe["tolerance"], "part": recipe["search"]["part"], **_asked(task)}
     return {**scoring_settings(run), **recipe["tune"], **needed}
 
 
@@ -160,14 +179,14 @@ def _vocabulary(run: Run, recipe: Tree, task: Tree, _: Tree) -> Tree:
         return {"keep": "all"}
     own = run.recipe.vocabulary.texts_file
     texts = None if own is None else file_sha256(Path(own))
-    return {**scoring_settings(run), **recipe["vocabulary"], "prompt": task["prompt"], "texts_sha256": texts}
+    return {**scoring_settings(run), **recipe["vocabulary"], **_asked(task), "texts_sha256": texts}
 
 
 def _quantize(_: Run, recipe: Tree, task: Tree, target: Tree) -> Tree:
     stored = {name: target[name] for name in ("format", "quantization")}
     if target["quantization"] in ("F32", "F16"):
         return stored
-    return {**stored, **recipe["quantize"], "threads": recipe["threads"], "prompt": task["prompt"]}
+    return {**stored, **recipe["quantize"], "threads": recipe["threads"], **_asked(task)}
 
 
 def _export(_: Run, __: Tree, task: Tree, target: Tree) -> Tree:
@@ -202,7 +221,16 @@ def scoring_settings(run: Run) -> dict[str, Any]:
     """
     recipe = run.recipe
     compute = {"threads": recipe.threads, "device": recipe.device, "batch_tokens": recipe.search.batch_tokens}
-    return {**compute, "labels": run.task.labels, "metric": run.task.metric}
+    asked = settings_json(run.task)
+    graded = ("labels", "metric", "pattern", "field", "stop", "max_new_tokens")
+    judge = (run.task.judge or JudgeSettings()) if run.task.metric == "judge" else None
+    # Ceilings and the like change no verdict.
+    judged = {} if judge is None else {"judge": [judge.model, judge.base_url, judge.seed, judge.screen]}
+    return {**compute, **{name: asked[name] for name in graded}, **judged}
+
+
+def _asked(task: Tree) -> Tree:
+    return {name: task[name] for name in ("prompt", "messages", "shots")}
 
 
 def gradient_levels(run: Run) -> dict[str, list[int]]:

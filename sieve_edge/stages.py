@@ -3,27 +3,26 @@
 Heavy imports stand inside the functions, so that looking at a finished run is quick.
 """
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from sieve_edge.artifacts import MANIFEST, read_manifest, read_plan
 from sieve_edge.config import Target
 from sieve_edge.files import digest
-from sieve_edge.protocols import Float64
 from sieve_edge.run import Run, gradient_levels, scoring_settings
-from sieve_edge.task.examples import label_ids, splits_sha256
+from sieve_edge.task.exam import DENSE_ANSWERS
+from sieve_edge.task.examples import cut_fractions, label_ids, splits_sha256
 
 if TYPE_CHECKING:
     from sieve_edge.device.times import TimeTable
     from sieve_edge.search.space import SearchSpace
 
 REFERENCE_PROMPTS = 2
-SCORES_SCHEMA = 2
+SCORES_SCHEMA = 3
 """Rises when what a score means changes."""
 
 Result = tuple[Mapping[str, Any], tuple[str, ...]]
@@ -34,9 +33,9 @@ def _calibrate(run: Run, out: Path) -> Result:
     from sieve_edge.calibrate import calibrate
 
     metrics = calibrate(
-        run.loaded, run.task, run.splits["calibration"], run.splits["selection"], run.recipe, out, run.progress
+        run.loaded, run.examiner, run.splits["calibration"], run.splits["selection"], run.recipe, out, run.progress
     )
-    return metrics, ()
+    return {**metrics, "cut": cut_fractions(run.splits), **_judged(run)}, ()
 
 
 def _learn(run: Run, out: Path) -> Result:
@@ -58,7 +57,8 @@ def _search(run: Run, out: Path) -> Result:
 
     bank, stats = ProjectionBank(run.folder("learn")), CalibrationStats(run.folder("calibrate"))
     space = search_space(run.loaded, run.target, run.recipe)
-    answer_tokens = max(len(ids) for ids in label_ids(run.task, run.loaded.encode))
+    labels = label_ids(run.task, run.loaded.encode)
+    answer_tokens = max((len(ids) for ids in labels), default=run.task.max_new_tokens)
     budgets = search_budgets(space, run.recipe.search, run.target.quantization, _times(run, space, out), answer_tokens)
     for budget in budgets:
         run.progress.say(f"  {budget.told()}: the dense model has {shown(budget.dense(space))}")
@@ -67,8 +67,8 @@ def _search(run: Run, out: Path) -> Result:
             run.loaded,
             bank,
             stats,
-            _dense_scores(run),
-            run.task,
+            _dense_answers(run),
+            run.examiner,
             run.target,
             run.splits,
             run.recipe,
@@ -82,7 +82,7 @@ def _search(run: Run, out: Path) -> Result:
     unpruned = all(rank is None for rank in plan.ranks.values())
     fallbacks = ("no plan met the tolerance; the model stays dense",) if unpruned else ()
     costs = {budget.name: budget.cost(space.specs, plan.ranks) for budget in budgets}
-    metrics = {**{name: getattr(plan, name) for name in told}, "costs": costs, **workers.metrics()}
+    metrics = {**{name: getattr(plan, name) for name in told}, "costs": costs, **workers.metrics(), **_judged(run)}
     return metrics, (*fallbacks, *workers.fallbacks())
 
 
@@ -117,16 +117,25 @@ def _fuse(run: Run, out: Path) -> Result:
     from sieve_edge.model.refit import refit_settings
     from sieve_edge.model.refitted import refitted_bank
     from sieve_edge.model.statistics import CalibrationStats
-    from sieve_edge.task.likelihood import prefix_and_tails
+    from sieve_edge.search.assemble import refit_prompts
 
     recipe, plan = run.recipe, read_plan(run.folder("search"), run.plan)
     examples = run.splits["calibration"][: recipe.search.refit_prompts]
     prompts = [run.loaded.encode(example.prompt) for example in examples]
+    exam = run.examiner.exam(examples[:1], run.loaded.backend, run.loaded.end)
     settings = refit_settings(CalibrationStats(run.folder("calibrate")), run.loaded.specs, recipe.learn.gradient_weight)
-    batches = prefix_and_tails(prompts, recipe.search.batch_tokens)
+    batches = refit_prompts(run.loaded, prompts, exam, run.task, recipe)
     bank = refitted_bank(run.loaded, run.folder("learn"), run.folder("search"), plan, *batches, settings)
     return fuse(
-        run.loaded, bank, plan, _dense_scores(run), run.task, run.splits["selection"], run.recipe, out, run.progress
+        run.loaded,
+        bank,
+        plan,
+        _dense_answers(run),
+        run.examiner,
+        run.splits["selection"],
+        recipe,
+        out,
+        run.progress,
     )
 
 
@@ -138,7 +147,7 @@ def _tune(run: Run, out: Path) -> Result:
 
     checkpoint = run.folder("fuse")
     fused = load_checkpoint(checkpoint, run.recipe.device)
-    return tune(run.loaded, fused, checkpoint, run.task, run.splits, run.recipe, out, run.progress), ()
+    return tune(run.loaded, fused, checkpoint, run.examiner, run.splits, run.recipe, out, run.progress), ()
 
 
 def _vocabulary(run: Run, out: Path) -> Result:
@@ -149,7 +158,7 @@ def _vocabulary(run: Run, out: Path) -> Result:
 
     checkpoint = run.checkpoint(("tune",))
     model = load_checkpoint(checkpoint, run.recipe.device)
-    return trim_vocabulary(run.loaded, model, checkpoint, run.task, run.splits, run.recipe, out, run.progress), ()
+    return trim_vocabulary(run.loaded, model, checkpoint, run.examiner, run.splits, run.recipe, out, run.progress), ()
 
 
 def _quantize(run: Run, out: Path) -> Result:
@@ -203,7 +212,7 @@ def _validate(run: Run, out: Path) -> Result:
         exported / "pruned",
         exported / "dense",
         examples,
-        run.task,
+        run.examiner,
         run.target,
         run.recipe.tolerance,
         run.recipe.seed,
@@ -211,7 +220,11 @@ def _validate(run: Run, out: Path) -> Result:
         out,
         run.progress,
     )
-    return {"passed": result["passed"]}, _other_build(run.target)
+    return {"passed": result["passed"], **_judged(run)}, _other_build(run.target)
+
+
+def _judged(run: Run) -> dict[str, Any]:
+    return {} if run.judge is None else {"judge": run.judge.facts()}
 
 
 def _other_build(target: Target) -> tuple[str, ...]:
@@ -238,6 +251,6 @@ STAGE_FUNCTIONS: dict[str, Callable[[Run, Path], Result]] = {
 }
 
 
-def _dense_scores(run: Run) -> Float64:
-    scores_NK: Float64 = np.load(run.folder("calibrate") / "dense_scores.npy", allow_pickle=False)
-    return scores_NK
+def _dense_answers(run: Run) -> list[Any]:
+    answers: list[Any] = json.loads((run.folder("calibrate") / DENSE_ANSWERS).read_text(encoding="utf-8"))
+    return answers

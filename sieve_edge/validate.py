@@ -1,6 +1,6 @@
 """Stage: what the exported artifact is worth on this device, against the dense model in the same runtime.
 
-Everything is measured in worker processes without torch. Dimension key: N examples, K labels.
+Everything is measured in worker processes without torch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,27 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
-from sieve_edge.config import Target, Task
+from sieve_edge.config import Target
 from sieve_edge.device.checks import kl_limit, make_checks
 from sieve_edge.device.process import run_worker
-from sieve_edge.device.runtimes import WEIGHTS
+from sieve_edge.device.runtimes import WEIGHTS, open_tokenizer
 from sieve_edge.errors import ArtifactError
 from sieve_edge.files import digest, read_json, write_json
 from sieve_edge.progress import Progress
-from sieve_edge.protocols import Float64, Int64
-from sieve_edge.task.evaluate import accuracy_interval, balanced_accuracy, loss_interval, predict, relative_loss
+from sieve_edge.task.evaluate import Grades, graded_loss, loss_interval, relative_loss, score_interval
+from sieve_edge.task.exam import RAW, Exam, LabelExam
+from sieve_edge.task.examiner import Examiner
 from sieve_edge.task.examples import Example
+from sieve_edge.task.written import WrittenExam
+from sieve_edge.task_config import Task
 
 FACTS = "sieve_edge.json"
 REPORT = "report.json"
 SPLITS = ("test", "transfer")
 BATCH_TOKENS = 1024
 """Tokens scored in one batch; fixed, so that scores do not depend on the machine."""
-
-Tokens = tuple[dict[str, list[list[int]]], list[list[int]]]
-"""A model's tokens: the prompts of each split, and the answers."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def validate(
     artifact: Path,
     dense: Path,
     examples: Mapping[str, Sequence[Example]],
-    task: Task,
+    examiner: Examiner,
     target: Target,
     tolerance: float,
     seed: int,
@@ -76,7 +75,7 @@ def validate(
         artifact: Exported pruned folder, with ``tokenizer.json``, ``reference.npz`` and ``sieve_edge.json``.
         dense: Exported dense folder.
         examples: Splits ``test`` and ``transfer``.
-        task: The task.
+        examiner: Says what is asked.
         target: Device and limits.
         tolerance: Allowed relative loss on the test split, a fraction.
         seed: Seed of the intervals.
@@ -87,22 +86,22 @@ def validate(
     Returns:
         The report's figures, JSON-compatible.
     """
-    facts = _read_facts(artifact, task)
+    facts = _read_facts(artifact, examiner.task)
     folders = {"dense": dense, "pruned": artifact}
-    tokens = {name: _tokenize(folder, examples, task) for name, folder in folders.items()}
-    labels = {split: np.asarray([item.label for item in examples[split]], dtype=np.int64) for split in SPLITS}
+    exams = {name: _exams(folder, examples, examiner, facts["end"]) for name, folder in folders.items()}
     device = _Device(target, out, progress)
     # First, since it shows within seconds that the runtime loads the file and computes what it should.
     drift = device.run(
         "reference", 1, "comparisons", job="reference", folder=str(artifact), exact=target.quantization == "F32"
     )
-    scores = _score(device, folders, tokens)
+    answers = _answers(device, folders, exams, examiner.task)
     result = {
-        "task": task.name,
+        "task": examiner.task.name,
+        "metric": examiner.task.metric,
         "target": target.name,
         "kept_fraction": facts["kept_fraction"],
-        **_quality(scores, labels, facts, seed),
-        **_cost(device, folders, tokens, seed),
+        **_quality(answers, exams, examiner, examples, facts, seed),
+        **_cost(device, folders, exams, examiner.task, seed),
         "size_mib": {"source": source_mib, **{name: weights_mib(folder) for name, folder in folders.items()}},
         "max_logit_difference": drift["max_difference"],
         "drift": {"kl": drift["kl"], "top1": drift["top1"], "kl_limit": kl_limit(artifact, target)},
@@ -129,7 +128,7 @@ def workload_prompt(prompts: Sequence[Sequence[int]], tokens: int | None) -> lis
     return ids
 
 
-def _timed_prompts(prompts: Mapping[str, list[list[int]]], tokens: int | None) -> dict[str, list[int]]:
+def _timed_prompts(prompts: Mapping[str, Sequence[list[int]]], tokens: int | None) -> dict[str, list[int]]:
     """Give both models the same text, in as many tokens as it takes each; its length is set in the dense model's."""
     dense = workload_prompt(prompts["dense"], tokens)
     if prompts["pruned"] == prompts["dense"]:
@@ -155,89 +154,90 @@ def _read_facts(artifact: Path, task: Task) -> dict[str, Any]:
     file = artifact / FACTS
     facts: dict[str, Any] = read_json(file)
     labels = [list(item) for item in task.labels.items()]
-    if facts.get("labels") != labels:
-        raise ArtifactError(f"{file}: made for labels {facts.get('labels')}, task {task.name} has {labels}")
+    if facts.get("labels") != labels or facts.get("metric") != task.metric:
+        raise ArtifactError(
+            f"{file}: made for metric {facts.get('metric')}, labels {facts.get('labels')}; task {task.name} has "
+            f"{task.metric}, {labels}"
+        )
     for name in ("dense", "pruned"):
         if len(facts["prior"][name]) != len(task.labels):
             raise ArtifactError(f"{file}: prior.{name} has {len(facts['prior'][name])} of {len(task.labels)} values")
     return facts
 
 
-def _tokenize(folder: Path, examples: Mapping[str, Sequence[Example]], task: Task) -> Tokens:
-    """Tokenize the prompts of each split and the answers, as the artifact's users will."""
-    file = folder / "tokenizer.json"
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise ArtifactError(f"{file}: not a tokenizer ({error}); run the export again") from error
-    # A tokenizer may carry the padding of its training; a prompt must be whole and alone.
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    prompts = {split: [tokenizer.encode(item.prompt).ids for item in examples[split]] for split in SPLITS}
-    return prompts, [tokenizer.encode(answer, add_special_tokens=False).ids for answer in task.labels.values()]
+def _exams(
+    folder: Path, examples: Mapping[str, Sequence[Example]], examiner: Examiner, end: str | None
+) -> dict[str, Exam]:
+    """Put each split into the tokens of an exported folder, as the artifact's users will."""
+    tokenizer = open_tokenizer(folder)
+    last = None if end is None else tokenizer.token_to_id(end)
+    return {split: examiner.exam(examples[split], tokenizer, last) for split in SPLITS}
 
 
-def _score(
-    device: _Device,
-    folders: Mapping[str, Path],
-    tokens: Mapping[str, Tokens],
-) -> dict[str, dict[str, Float64]]:
-    scores: dict[str, dict[str, Float64]] = {}
+def _answers(
+    device: _Device, folders: Mapping[str, Path], exams: Mapping[str, Mapping[str, Exam]], task: Task
+) -> dict[str, dict[str, list[Any]]]:
+    """Let both models take the test and the transfer split."""
+    answers: dict[str, dict[str, list[Any]]] = {}
     for name, folder in folders.items():
-        scores[name] = {}
-        prompts, answers = tokens[name]
-        for split in SPLITS:
-            job = {"folder": str(folder), "prompts": prompts[split], "answers": answers, "batch_tokens": BATCH_TOKENS}
-            result = device.run(f"scores-{name}-{split}", len(prompts[split]), "prompts", job="score", **job)
-            scores[name][split] = np.asarray(result["scores"])
-    return scores
+        answers[name] = {}
+        for split, exam in exams[name].items():
+            job: dict[str, Any] = {"folder": str(folder), "prompts": list(exam.prompts), "batch_tokens": BATCH_TOKENS}
+            if isinstance(exam, WrittenExam):
+                job |= {"job": "write", "new_tokens": task.max_new_tokens, "stop": list(task.stop), "end": exam.end}
+            elif isinstance(exam, LabelExam):
+                job |= {"job": "score", "answers": list(exam.answer_ids)}
+            answers[name][split] = device.run(f"answers-{name}-{split}", len(exam.prompts), "prompts", **job)["answers"]
+    return answers
 
 
 def _quality(
-    scores: Mapping[str, Mapping[str, Float64]], labels: Mapping[str, Int64], facts: Mapping[str, Any], seed: int
+    answers: Mapping[str, Mapping[str, Any]],
+    exams: Mapping[str, Mapping[str, Exam]],
+    examiner: Examiner,
+    examples: Mapping[str, Sequence[Example]],
+    facts: Mapping[str, Any],
+    seed: int,
 ) -> dict[str, Any]:
-    """Accuracies and losses; the corrected figure is what the artifact gives with the prior that it ships."""
+    """Scores and losses; the corrected figure is what the artifact gives with the prior that it ships."""
     rng = np.random.default_rng(seed)
-    classes = scores["dense"]["test"].shape[1]
     accuracy: dict[str, Any] = {"dense": {}, "pruned": {}}
-    predicted: dict[str, dict[str, Int64]] = {"dense": {}, "pruned": {}}
-    for name, of_split in scores.items():
-        prior_K = np.asarray(facts["prior"][name], dtype=np.float64)
-        for split, scores_NK in of_split.items():
-            predicted[name][split] = predict(scores_NK, prior_K)
+    grades: dict[str, dict[str, Grades]] = {"dense": {}, "pruned": {}}
+    for name, of_split in answers.items():
+        for split, said in of_split.items():
+            exam = exams[name][split]
+            graded = grades[name][split] = exam.grade(said, facts["prior"][name])
             accuracy[name][split] = {
-                "raw": balanced_accuracy(predict(scores_NK), labels[split], classes),
-                "corrected": balanced_accuracy(predicted[name][split], labels[split], classes),
-                "interval95": accuracy_interval(predicted[name][split], labels[split], classes, rng),
+                "raw": exam.grade(said, RAW).score,
+                "corrected": graded.score,
+                "interval95": score_interval(graded, rng),
+                "unjudged": int(np.isnan(graded.credits_N).sum()),
             }
-    majority = np.full_like(labels["test"], np.bincount(labels["test"]).argmax())
-    accuracy["majority"] = balanced_accuracy(majority, labels["test"], classes)
-    intervals = {
-        split: loss_interval(predicted["dense"][split], predicted["pruned"][split], labels[split], classes, rng)
-        for split in SPLITS
-    }
+    named, baseline = examiner.baseline(exams["dense"]["test"], examples["test"])
+    accuracy["baseline"] = {"is": named, "score": baseline}
+    pairs = {split: (grades["dense"][split], grades["pruned"][split]) for split in SPLITS}
+    intervals = {split: loss_interval(*pair, rng) for split, pair in pairs.items()}
     loss = {
         "selection": relative_loss(facts["selection"]["pruned"], facts["selection"]["dense"]),
-        **{
-            split: relative_loss(accuracy["pruned"][split]["corrected"], accuracy["dense"][split]["corrected"])
-            for split in SPLITS
-        },
+        **{split: graded_loss(*pair) for split, pair in pairs.items()},
         "interval95": intervals["test"],
         "transfer_interval95": intervals["transfer"],
     }
-    return {"accuracy": accuracy, "loss": loss}
+    agreement = examiner.agreement(exams["pruned"]["test"], answers["pruned"]["test"])
+    return {"accuracy": accuracy, "loss": loss} | ({} if agreement is None else {"judge_agreement": agreement})
 
 
 def _cost(
     device: _Device,
     folders: Mapping[str, Path],
-    tokens: Mapping[str, Tokens],
+    exams: Mapping[str, Mapping[str, Exam]],
+    task: Task,
     seed: int,
 ) -> dict[str, Any]:
     """Time both models in one process, then weigh each in a fresh one."""
     workload = device.target.workload
-    timed = _timed_prompts({name: prompts["test"] for name, (prompts, _) in tokens.items()}, workload.prompt_tokens)
-    answer_tokens = max(len(answer) for _, answers in tokens.values() for answer in answers)
+    timed = _timed_prompts({name: of_split["test"].prompts for name, of_split in exams.items()}, workload.prompt_tokens)
+    answer_tokens = max(_answer_tokens(of_split["test"], task) for of_split in exams.values())
     lengths = {"decode_tokens": workload.decode_tokens, "repeats": workload.repeats}
     paths = {name: str(folder) for name, folder in folders.items()}
     job: dict[str, Any] = {"prompts": timed, "answer_tokens": answer_tokens, "seed": seed, **lengths}
@@ -254,7 +254,7 @@ def _cost(
             **lengths,
             "threads": device.target.threads,
             "execution_provider": device.target.execution_provider,
-            "examples": {split: len(tokens["pruned"][0][split]) for split in SPLITS},
+            "examples": {split: len(exam.prompts) for split, exam in exams["pruned"].items()},
         },
         # The samples stay in the measurement's own file; a report needs the figures.
         "timing": {
@@ -264,3 +264,8 @@ def _cost(
         "peak_memory_mib": {name: run["peak_mib"] for name, run in memory.items()},
         "baseline_memory_mib": {name: run["baseline_mib"] for name, run in memory.items()},
     }
+
+
+def _answer_tokens(exam: Exam, task: Task) -> int:
+    """Length of the longest answer, which is the one that is timed."""
+    return max(map(len, exam.answer_ids)) if isinstance(exam, LabelExam) else task.max_new_tokens

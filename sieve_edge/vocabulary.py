@@ -6,9 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from sieve_edge.config import Task
 from sieve_edge.errors import ArtifactError, ConfigError
 from sieve_edge.files import read_json, write_json
 from sieve_edge.model.checkpoint import read_layout, save_checkpoint
@@ -18,9 +15,9 @@ from sieve_edge.model.matrices import count_params
 from sieve_edge.model.tokens import make_tokenizer, needed_tokens, trim_model_, trim_tokenizer
 from sieve_edge.progress import Progress
 from sieve_edge.recipe import Recipe
-from sieve_edge.task.evaluate import fit_prior, measure
+from sieve_edge.task.examiner import Examiner
 from sieve_edge.task.examples import Example, label_ids
-from sieve_edge.task.likelihood import label_log_likelihoods
+from sieve_edge.task_config import Task
 
 KNOWN, UNSEEN = ("calibration", "selection"), ("test", "transfer")
 
@@ -29,7 +26,7 @@ def trim_vocabulary(
     loaded: LoadedModel,
     model: Any,
     checkpoint: Path,
-    task: Task,
+    examiner: Examiner,
     splits: Mapping[str, Sequence[Example]],
     recipe: Recipe,
     out: Path,
@@ -44,7 +41,7 @@ def trim_vocabulary(
         loaded: Dense model, whose tokenizer is trimmed.
         model: Pruned model; changed in place.
         checkpoint: Its folder.
-        task: The task.
+        examiner: Says what is asked.
         splits: Examples of every split.
         recipe: Settings.
         out: Work folder.
@@ -53,19 +50,16 @@ def trim_vocabulary(
     Returns:
         Metrics for the manifest.
     """
-    smaller = smaller_vocabulary(loaded, task, splits, recipe)
+    smaller = smaller_vocabulary(loaded, examiner.task, splits, recipe)
     before = count_params(model)
     smaller.trim_(model)
-    prompts = [smaller.encode(example.prompt) for example in splits["selection"]]
-    answers = label_ids(task, smaller.encode)
-    save_checkpoint(model, smaller.tokenizer, read_layout(checkpoint), prompts[0], out)
-    with progress.task("score with the smaller vocabulary", len(prompts), "prompts") as advance:
-        runtime = TorchTextModel(model, recipe.device)
-        scores_NL = label_log_likelihoods(runtime, prompts, answers, recipe.search.batch_tokens, advance)
-    labels_N = np.array([example.label for example in splits["selection"]])
+    exam = examiner.exam(splits["selection"], smaller.tokenizer.backend_tokenizer, smaller.tokenizer.eos_token_id)
+    save_checkpoint(model, smaller.tokenizer, read_layout(checkpoint), exam.prompts[0], out)
+    with progress.task("score with the smaller vocabulary", len(exam.prompts), "prompts") as advance:
+        answers = exam.take(TorchTextModel(model, recipe.device), recipe.search.batch_tokens, advance)
     sidecar = read_json(checkpoint / "sieve_edge.json")
-    sidecar["prior"]["pruned"] = fit_prior(scores_NL, labels_N).tolist()
-    sidecar["selection"]["pruned"] = measure(scores_NL, labels_N)["corrected"]
+    sidecar["prior"]["pruned"] = exam.prior(answers)
+    sidecar["selection"]["pruned"] = exam.grade(answers).score
     sidecar["kept_fraction"]["model"] *= count_params(model) / before
     write_json(out / "sieve_edge.json", sidecar)
     tokens = {"before": loaded.tokenizer.backend_tokenizer.get_vocab_size(), "after": len(smaller.kept)}
@@ -129,12 +123,15 @@ def smaller_vocabulary(
     """
     texts = {name: [example.prompt for example in splits[name]] for name in (*KNOWN, *UNSEEN)}
     own = _own_texts(recipe.vocabulary.texts_file)
-    # As the task asks with them, and alone.
-    texts["own"] = [*own, *(task.prompt.replace("{text}", text) for text in own)]
+    # After a space, as inside a prompt, and alone.
+    texts["own"] = [*own, *(f" {text}" for text in own)]
+    answers = [example.answer for name in KNOWN for example in splits[name]]
     known = [loaded.encode(text) for name in (*KNOWN, "own") for text in texts[name]]
+    known += [loaded.encode(answer, special=False) for answer in answers]
     stored = json.loads(loaded.tokenizer.backend_tokenizer.to_str())
     rows = len(loaded.model.get_input_embeddings().weight)
-    kept = needed_tokens(stored, (index for ids in (*known, *label_ids(task, loaded.encode)) for index in ids), rows)
+    labels = label_ids(task, loaded.encode)
+    kept = needed_tokens(stored, (index for ids in (*known, *labels) for index in ids), rows)
     tokenizer = make_tokenizer(json.dumps(trim_tokenizer(stored, kept)), loaded.tokenizer)
     new_ids = {old: new for new, old in enumerate(kept)}
     changed = {name: _changed(texts[name], loaded, tokenizer, new_ids) for name in texts}

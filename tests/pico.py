@@ -64,7 +64,7 @@ FILLERS = [
     "day",
 ]
 ANSWERS = {"0": " bad", "1": " good"}
-PROMPT = "Text: {text} Sentiment:"
+PROMPT = "Text: {{ text }} Sentiment:"
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma3_text", "gpt2")
 
 _SIZES: dict[str, Any] = {
@@ -148,7 +148,7 @@ def make_bpe_tokenizer(other_words: str = "") -> transformers.PreTrainedTokenize
     words = [
         "Text: Sentiment: good bad",
         other_words,
-        *(PROMPT.replace("{text}", row.text) for row in sentences(400, seed=5)),
+        *(PROMPT.replace("{{ text }}", row.text) for row in sentences(400, seed=5)),
     ]
     tokenizer.train_from_iterator(words, trainer)
     return transformers.PreTrainedTokenizerFast(
@@ -211,7 +211,7 @@ def make_pico(family: str, folder: Path, seed: int = 0, tokens: Any = None) -> P
 
 
 def _encode(tokens: Any, row: Sentence) -> tuple[list[int], int]:
-    return tokens.encode(PROMPT.replace("{text}", row.text)), int(row.label)
+    return tokens.encode(PROMPT.replace("{{ text }}", row.text)), int(row.label)
 
 
 def _answer_logits(model: Any, rows: list[tuple[list[int], int]], answers: Any) -> tuple[Any, Any]:

@@ -12,7 +12,7 @@ from sieve_edge.model.matrices import find_matrices, stacked_bias, stacked_weigh
 from sieve_edge.model.widths import narrow_, width_specs
 from tests.pico import PROMPT, sentences
 
-TEXTS = [PROMPT.replace("{text}", row.text) for row in sentences(24, seed=3)]
+TEXTS = [PROMPT.replace("{{ text }}", row.text) for row in sentences(24, seed=3)]
 HIDDEN, RANK = 64, 32
 SIZES = {
     "hidden_size": HIDDEN,

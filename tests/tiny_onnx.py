@@ -13,16 +13,17 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from sieve_edge.config import Limits, Target, Task, Workload
+from sieve_edge.config import Limits, Target, Workload
 from sieve_edge.device.ort import OrtTextModel
 from sieve_edge.device.reference import REFERENCE, write_reference
 from sieve_edge.task.examples import Example
+from sieve_edge.task_config import Task
 
 GOOD, BAD, OTHER = ("fine", "warm", "witty", "great"), ("dull", "cold", "silly", "awful"), ("film", "plot", "cast")
 WORDS = ("unknown", "Review", ":", "Mood", "positive", "negative", *GOOD, *BAD, *OTHER)
 LABELS = {"neg": " negative", "pos": " positive"}
 WIDTH, POSITIONS = 8, 64
-PROMPT = "Review: {text} Mood:"
+PROMPT = "Review: {{ text }} Mood:"
 
 
 def make_task():
@@ -58,7 +59,7 @@ def make_examples(count, seed):
         words = [str(rng.choice(mine if rng.random() < 0.75 else other)) for _ in range(rng.integers(3, 8))]
         words += [str(word) for word in rng.choice(OTHER, rng.integers(0, 4))]
         text = " ".join(words)
-        examples.append(Example(text, PROMPT.replace("{text}", text), label))
+        examples.append(Example(text, PROMPT.replace("{{ text }}", text), label))
     return examples
 
 
@@ -70,7 +71,10 @@ def write_folder(folder: Path, noise=0.0, bias=0.0, work=0, prior=(0.0, 0.0)):
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.save(str(folder / "tokenizer.json"))
     facts = {
+        "metric": "balanced_accuracy",
         "labels": [list(item) for item in LABELS.items()],
+        "end": None,
+        "chat": None,
         "prior": {"dense": [0.0, 0.0], "pruned": list(prior)},
         "kept_fraction": {"linears": 0.5, "model": 0.7},
         "selection": {"dense": 0.9, "pruned": 0.88},

@@ -3,6 +3,7 @@
 Dimension key: B batch, T tokens, K labels, V vocabulary.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,22 +13,23 @@ import torch
 
 from sieve_edge.calibrate.fishers import DONE, gather_fishers
 from sieve_edge.calibrate.grams import gather_grams
-from sieve_edge.config import Task
 from sieve_edge.errors import CalibrationError, TaskError
-from sieve_edge.files import disk_errors
+from sieve_edge.files import write_json
 from sieve_edge.model.flat import TorchTextModel
 from sieve_edge.model.load import LoadedModel
 from sieve_edge.model.statistics import Moments, load_moments, save_moments
 from sieve_edge.progress import Progress
 from sieve_edge.recipe import Recipe
-from sieve_edge.task.evaluate import accuracy_interval, balanced_accuracy, fit_prior, predict
-from sieve_edge.task.examples import Example, count_by_source, label_ids
-from sieve_edge.task.likelihood import label_log_likelihoods
+from sieve_edge.task.evaluate import score_interval
+from sieve_edge.task.exam import DENSE_ANSWERS, RAW
+from sieve_edge.task.examiner import Examiner, check_lengths
+from sieve_edge.task.examples import Example, count_by_source
+from sieve_edge.task_config import Task
 
 
 def calibrate(
     loaded: LoadedModel,
-    task: Task,
+    examiner: Examiner,
     calibration: Sequence[Example],
     selection: Sequence[Example],
     recipe: Recipe,
@@ -36,13 +38,13 @@ def calibrate(
 ) -> dict[str, Any]:
     """Score the dense model, then gather Gram and Fisher matrices.
 
-    Reads the model and two splits; writes ``dense_scores.npy`` and ``moments.safetensors`` to ``out``. May be
+    Reads the model and two splits; writes ``dense_answers.json`` and ``moments.safetensors`` to ``out``. May be
     interrupted: it goes on at the batch that was not finished. Costs one forward pass over
     ``calibration_tokens``, and one backward pass over ``fisher_prompts`` where the recipe wants the Fisher metric.
 
     Args:
         loaded: Dense model.
-        task: The task.
+        examiner: Says what is asked.
         calibration: Examples whose prompts are run.
         selection: Examples that the dense model is scored on.
         recipe: Tokens, learning method, seed.
@@ -55,16 +57,20 @@ def calibrate(
     Raises:
         CalibrationError: If a sum is not finite.
     """
-    dense = _score_dense(loaded, task, selection, recipe, out, progress)
+    task = examiner.task
+    dense = _score_dense(loaded, examiner, selection, recipe, out, progress)
     prompts, tokens = _prompts(loaded, task, calibration, recipe)
+    ended = examiner.exam(calibration[:1], loaded.backend, loaded.end).ended
     state = out / "moments.safetensors"
     sums, done = load_moments(state)
     moments = Moments()
     moments.sums = sums
-    gather_grams(loaded, task, prompts, recipe, moments, int(done.get("grams", 0)), state, progress)
+    gather_grams(loaded, task, ended, prompts, recipe, moments, int(done.get("grams", 0)), state, progress)
     asked = 0
     if recipe.learn.output_metric == "fisher" and recipe.learn.method == "closed_form":
-        asked = gather_fishers(loaded, task, calibration, recipe, moments, int(done.get("fishers", 0)), state, progress)
+        asked = gather_fishers(
+            loaded, examiner, calibration, recipe, moments, int(done.get("fishers", 0)), state, progress
+        )
     weights = "all 1" if asked == 0 else f"all 1; gradient energy, {asked} prompts"
     full = moments.full()
     for name, value in full.items():
@@ -77,32 +83,27 @@ def calibrate(
 
 
 def _score_dense(
-    loaded: LoadedModel, task: Task, selection: Sequence[Example], recipe: Recipe, out: Path, progress: Progress
+    loaded: LoadedModel, examiner: Examiner, selection: Sequence[Example], recipe: Recipe, out: Path, progress: Progress
 ) -> dict[str, Any]:
-    file = out / "dense_scores.npy"
+    task, file = examiner.task, out / DENSE_ANSWERS
+    exam = examiner.exam(selection, loaded.backend, loaded.end)
+    check_lengths(exam, task, getattr(loaded.model.config, "max_position_embeddings", None))
     if not file.is_file():
-        prompts = [loaded.encode(example.prompt) for example in selection]
         model = TorchTextModel(loaded.model, recipe.device)
-        with progress.task("score dense", len(prompts), "prompts") as advance:
-            scores_NK = label_log_likelihoods(
-                model, prompts, label_ids(task, loaded.encode), recipe.search.batch_tokens, advance
-            )
-        with disk_errors(file):
-            np.save(file, scores_NK)
-    scores_NK = np.load(file)
-    labels_N = np.array([example.label for example in selection])
-    classes = len(task.labels)
-    predicted_N = predict(scores_NK, fit_prior(scores_NK, labels_N))
-    accuracy = balanced_accuracy(predicted_N, labels_N, classes)
-    low, high = accuracy_interval(predicted_N, labels_N, classes, np.random.default_rng(recipe.seed))
-    if low <= 1.0 / classes:
+        with progress.task("score dense", len(selection), "prompts") as advance:
+            write_json(file, exam.take(model, recipe.search.batch_tokens, advance))
+    answers = json.loads(file.read_text(encoding="utf-8"))
+    grades = exam.grade(answers)
+    low, high = score_interval(grades, np.random.default_rng(recipe.seed))
+    name, baseline = examiner.baseline(exam, selection)
+    if low <= baseline:
         raise TaskError(
-            f"task {task.name}: the dense model's balanced accuracy {accuracy:.3f} (95 % interval {low:.3f} to "
-            f"{high:.3f}) is not above the majority baseline {1 / classes:.3f}, so nothing could be proved on it; "
+            f"task {task.name}: the dense model's {task.metric} {grades.score:.3f} (95 % interval {low:.3f} to "
+            f"{high:.3f}) is not above {baseline:.3f}, the score of {name}, so nothing could be proved on it; "
             "change the prompt, the labels or the model"
         )
-    raw = balanced_accuracy(predict(scores_NK), labels_N, classes)
-    return {"raw": raw, "corrected": accuracy, "interval95": [low, high], "majority": 1.0 / classes}
+    raw = exam.grade(answers, RAW).score
+    return {"raw": raw, "corrected": grades.score, "interval95": [low, high], "baseline": baseline, "is": name}
 
 
 def _prompts(

@@ -9,14 +9,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sieve_edge.config import Task
-from sieve_edge.model.flat import cache_of, run_prefix
+from sieve_edge.model.flat import TorchTextModel, cache_of, run_prefix
 from sieve_edge.model.load import LoadedModel
 from sieve_edge.model.statistics import FISHER_PROMPTS, FISHER_TOKENS, Checkpoint, Moments
 from sieve_edge.model.watch import watch_fishers
 from sieve_edge.progress import Progress
 from sieve_edge.recipe import Recipe
-from sieve_edge.task.examples import Example, label_ids
+from sieve_edge.task.divergence import Answered, with_answers
+from sieve_edge.task.exam import LabelExam
+from sieve_edge.task.examiner import Examiner
+from sieve_edge.task.examples import Example
 from sieve_edge.task.likelihood import length_batches, pad_left, shared_prefix
 
 FISHER_BATCH_TOKENS = 4096
@@ -30,7 +32,7 @@ DONE = str(2**31)
 
 def gather_fishers(
     loaded: LoadedModel,
-    task: Task,
+    examiner: Examiner,
     calibration: Sequence[Example],
     recipe: Recipe,
     moments: Moments,
@@ -42,7 +44,7 @@ def gather_fishers(
 
     Args:
         loaded: Dense model.
-        task: The task.
+        examiner: Says what is asked.
         calibration: Examples; the first ``fisher_prompts`` are run.
         recipe: Prompts, seed, device.
         moments: Where the sums go.
@@ -53,12 +55,11 @@ def gather_fishers(
     Returns:
         Prompts that were run.
     """
-    answers = label_ids(task, loaded.encode)
-    common = _common_tokens(answers)
-    tokens_K = torch.tensor([answer[common] for answer in answers], device=recipe.device)
-    examples = calibration[: recipe.learn.fisher_prompts]
-    prompts = [loaded.encode(example.prompt) + answers[0][:common] for example in examples]
-    shared = shared_prefix(prompts)
+    answered, labels = _answered(loaded, examiner, calibration[: recipe.learn.fisher_prompts], recipe)
+    prompts = [list(item.ids) for item in answered]
+    tokens_K = torch.tensor(labels, dtype=torch.int64, device=recipe.device)
+    # Positions that predict the answer are run in every batch.
+    shared = shared_prefix([item.ids[: len(item.ids) - item.answer_tokens + 1] for item in answered])
     with torch.no_grad():
         past = run_prefix(loaded.model, prompts[0][:shared], recipe.device)
     batches = _batches([len(prompt) for prompt in prompts], shared)
@@ -68,11 +69,12 @@ def gather_fishers(
         for index, (skipped, rows) in enumerate(batches):
             if index >= start:
                 generator = torch.Generator().manual_seed(recipe.seed * 100_003 + index)
-                tails = [prompts[row][skipped:] for row in rows]
+                tails = [Answered(item.ids[skipped:], item.answer_tokens) for item in (answered[row] for row in rows)]
                 # What the prefix adds is gathered on the whole prompts alone, and stands for all.
                 weight = 1.0 if skipped else len(prompts) / whole
                 for batch in _microbatches(loaded, tails, skipped):
-                    weights_BT = _weights(batch, 0 if skipped else shared, weight).to(recipe.device)
+                    tokens = [item.ids for item in batch]
+                    weights_BT = _weights(tokens, 0 if skipped else shared, weight).to(recipe.device)
                     with watch_fishers(loaded.model, loaded.specs, moments, weights_BT):
                         present = past if skipped else []
                         _answer_loss(loaded, batch, present, tokens_K, generator, recipe.device).backward()
@@ -81,6 +83,19 @@ def gather_fishers(
                 checkpoint.offer(moments.sums, {"grams": DONE, "fishers": str(index + 1)})
             advance(len(rows))
     return len(prompts)
+
+
+def _answered(
+    loaded: LoadedModel, examiner: Examiner, examples: Sequence[Example], recipe: Recipe
+) -> tuple[list[Answered], list[int]]:
+    """Find the positions whose loss counts: where labels differ, or all of the model's own answer."""
+    exam = examiner.exam(examples, loaded.backend, loaded.end)
+    if isinstance(exam, LabelExam):
+        common = _common_tokens(exam.answer_ids)
+        prompts = [(*prompt, *exam.answer_ids[0][:common]) for prompt in exam.prompts]
+        return [Answered(prompt, 1) for prompt in prompts], [answer[common] for answer in exam.answer_ids]
+    model, new_tokens = TorchTextModel(loaded.model, recipe.device), examiner.task.max_new_tokens
+    return with_answers(model, exam.prompts, new_tokens, exam.ended, recipe.search.batch_tokens), []
 
 
 def _batches(lengths: Sequence[int], shared: int) -> list[tuple[int, list[int]]]:
@@ -96,10 +111,10 @@ def _batches(lengths: Sequence[int], shared: int) -> list[tuple[int, list[int]]]
     ]
 
 
-def _microbatches(loaded: LoadedModel, tails: Sequence[list[int]], skipped: int) -> list[list[list[int]]]:
+def _microbatches(loaded: LoadedModel, tails: Sequence[Answered], skipped: int) -> list[list[Answered]]:
     # Padding between a cached prefix and a prompt would count as distance in a sliding window.
     mixed = not skipped or getattr(loaded.model.config, "sliding_window", None) is None
-    groups = length_batches([len(tail) for tail in tails], FISHER_MICROBATCH_TOKENS, mixed=mixed)
+    groups = length_batches([len(tail.ids) for tail in tails], FISHER_MICROBATCH_TOKENS, mixed=mixed)
     return [[tails[row] for row in rows] for rows in groups]
 
 
@@ -120,7 +135,7 @@ def _common_tokens(answers: Sequence[Sequence[int]]) -> int:
 
 def _answer_loss(
     loaded: LoadedModel,
-    prompts: Sequence[Sequence[int]],
+    answered: Sequence[Answered],
     past: Sequence[Tensor],
     tokens_K: Tensor,
     generator: torch.Generator,
@@ -128,12 +143,17 @@ def _answer_loss(
 ) -> Tensor:
     """Make the loss whose gradients' second moment is the Fisher matrix of the answer.
 
-    One answer drawn from the model's own distribution, plus a contrast of the labels with random signs, so that
-    what tells labels apart counts even where the model hardly ever says them.
+    One token drawn from the model's own distribution at each position of its answer, plus a contrast of the labels,
+    if there are any, with random signs, so that what tells labels apart counts even where the model hardly ever says
+    them.
     """
-    seen = past[0].shape[2] if past else 0
+    seen, rows = past[0].shape[2] if past else 0, len(answered)
+    prompts = [item.ids for item in answered]
     ids_BT, mask_BT, positions_BT = (torch.from_numpy(array).to(device) for array in pad_left(prompts, seen))
-    present = [tensor.expand(len(prompts), *tensor.shape[1:]) for tensor in past]
+    present = [tensor.expand(rows, *tensor.shape[1:]) for tensor in past]
+    longest = max(item.answer_tokens for item in answered)
+    counts_B1 = torch.tensor([[item.answer_tokens] for item in answered], device=device)
+    real_BA = torch.arange(longest, 0, -1, device=device) <= counts_B1
     with torch.enable_grad():
         embedded = loaded.model.get_input_embeddings()(ids_BT).detach().requires_grad_(True)
         output = loaded.model(
@@ -142,12 +162,13 @@ def _answer_loss(
             position_ids=positions_BT,
             past_key_values=cache_of(present),
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=longest,
         )
-        log_BV = output.logits[:, -1].float().log_softmax(-1)
-        drawn_B1 = torch.multinomial(log_BV.detach().exp().cpu(), 1, generator=generator).to(device)
-        signs_BK = torch.randint(0, 2, (len(prompts), len(tokens_K)), generator=generator).to(device) * 2.0 - 1.0
-        labels_BK = log_BV[:, tokens_K]
-        contrast = (signs_BK * (labels_BK - labels_BK.mean(1, keepdim=True))).sum()
-        loss: Tensor = contrast - log_BV.gather(1, drawn_B1).sum()
+        log_BAV = output.logits.float().log_softmax(-1)
+        drawn_N1 = torch.multinomial(log_BAV.detach().flatten(0, 1).exp().cpu(), 1, generator=generator).to(device)
+        loss: Tensor = -(log_BAV.gather(2, drawn_N1.view(rows, longest, 1))[..., 0] * real_BA).sum()
+        if len(tokens_K):
+            signs_BK = torch.randint(0, 2, (rows, len(tokens_K)), generator=generator).to(device) * 2.0 - 1.0
+            labels_BK = log_BAV[:, -1, tokens_K]
+            loss = (signs_BK * (labels_BK - labels_BK.mean(1, keepdim=True))).sum() + loss
         return loss

@@ -9,14 +9,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sieve_edge.config import Task
 from sieve_edge.model.flat import flat_forward, run_prefix
 from sieve_edge.model.load import LoadedModel
 from sieve_edge.model.statistics import Checkpoint, Moments, narrow_side
 from sieve_edge.model.watch import watch_grams
 from sieve_edge.progress import Progress
 from sieve_edge.recipe import LearnRecipe, Recipe
+from sieve_edge.task.generate import Ended
 from sieve_edge.task.likelihood import pad_left, prefix_and_tails
+from sieve_edge.task_config import Task
 
 GRAM_BATCH_TOKENS = 2048
 
@@ -41,6 +42,7 @@ def needed_sides(loaded: LoadedModel, learn: LearnRecipe) -> dict[str, tuple[str
 def gather_grams(
     loaded: LoadedModel,
     task: Task,
+    ended: Ended,
     prompts: Sequence[list[int]],
     recipe: Recipe,
     moments: Moments,
@@ -53,6 +55,7 @@ def gather_grams(
     Args:
         loaded: Dense model.
         task: The task.
+        ended: Whether an answer is complete.
         prompts: Token ids of each prompt.
         recipe: Learning method, device.
         moments: Where the sums go.
@@ -70,7 +73,7 @@ def gather_grams(
     with progress.task("gather Gram matrices", len(prompts), "prompts") as advance:
         for index, batch in enumerate(batches):
             if index >= start:
-                run_with_answers(loaded, sides, moments, past, batch, task.max_new_tokens, recipe.device)
+                run_with_answers(loaded, sides, moments, past, batch, task.max_new_tokens, ended, recipe.device)
                 checkpoint.offer(moments.sums, {"grams": str(index + 1)})
             advance(len(batch))
 
@@ -112,6 +115,7 @@ def run_with_answers(
     past: Sequence[Tensor],
     tails: Sequence[Sequence[int]],
     new_tokens: int,
+    ended: Ended,
     device: str,
 ) -> None:
     """Run prompts of one length and the model's own greedy answers, adding to the Gram matrices.
@@ -122,21 +126,23 @@ def run_with_answers(
         moments: Where the sums go.
         past: Keys and values of the prefix that all prompts share.
         tails: Token ids of each prompt after the prefix.
-        new_tokens: Tokens of each answer; a row stops counting after its end token.
+        new_tokens: Tokens of each answer; a row stops counting with the token that ends its answer.
+        ended: Whether an answer is complete.
         device: Torch device.
     """
     seen = past[0].shape[2] if past else 0
     ids_BT, mask_BT, positions_BT = (torch.from_numpy(array).to(device) for array in pad_left(tails, seen))
     present = [tensor.expand(len(tails), *tensor.shape[1:]) for tensor in past]
-    end = loaded.tokenizer.eos_token_id
+    answers: list[list[int]] = [[] for _ in tails]
     current = torch.ones_like(ids_BT, dtype=torch.bool)
     with watch_grams(loaded.model, loaded.specs, sides, moments, lambda: current):
         logits_B1V, present = flat_forward(loaded.model, ids_BT, mask_BT, positions_BT, present, 1)
         alive_B1 = torch.ones_like(ids_BT[:, :1], dtype=torch.bool)
         for _ in range(new_tokens):
             ids_BT = logits_B1V[:, -1:].argmax(-1)
-            if end is not None:
-                alive_B1 = alive_B1 & (ids_BT != end)
+            for row, token in enumerate(ids_BT[:, 0].tolist()):
+                answers[row].append(token)
+                alive_B1[row, 0] &= not ended(answers[row])
             if not bool(alive_B1.any()):
                 break
             current = alive_B1

@@ -10,9 +10,9 @@ import click
 from sieve_edge.resolve import load_target, load_task, shipped_targets, shipped_tasks
 
 if TYPE_CHECKING:
-    from sieve_edge.config import Task
     from sieve_edge.model.load import LoadedModel
     from sieve_edge.task.examples import Example
+    from sieve_edge.task_config import Task
 
 SHOWN, SCORED = 3, 10
 
@@ -34,7 +34,8 @@ def tasks(ctx: click.Context) -> None:
         return
     found = {name: load_task(name) for name in shipped_tasks()}
     for name, task in found.items():
-        click.echo(f"{name}: {task.description} Labels:{','.join(task.labels.values())}.", err=True)
+        answers = f"Labels:{','.join(task.labels.values())}" if task.labels else f"Metric: {task.metric}"
+        click.echo(f"{name}: {task.description} {answers}.", err=True)
     click.echo(json.dumps({name: task.description for name, task in found.items()}))
 
 
@@ -47,35 +48,42 @@ def check(task: str, model: str | None, target: str) -> None:
 
     The last line of standard output is one JSON document.
     """
-    from sieve_edge.model.load import load_model
+    from sieve_edge.model.load import load_model, read_chat
     from sieve_edge.model.source import find_model
-    from sieve_edge.task.examples import load_splits
+    from sieve_edge.task.examples import cut_fractions, load_splits
 
-    the_task = load_task(task)
-    splits = load_splits(the_task, 0)
+    the_task, source = load_task(task), find_model(model or load_target(target).model)
+    splits = load_splits(the_task, 0, read_chat(source) if the_task.messages else None)
     for example in splits["calibration"][:SHOWN]:
-        click.echo(f"---\n{example.prompt}{list(the_task.labels.values())[example.label]}", err=True)
-    loaded = load_model(find_model(model or load_target(target).model), "cpu")
+        click.echo(f"---\n{example.prompt}{example.answer}", err=True)
+    loaded = load_model(source, "cpu")
+    said, score = _ten_answers(the_task, splits["selection"][:SCORED], loaded)
+    cut = cut_fractions(splits)
     facts: dict[str, Any] = {
         "task": the_task.name,
         "model": loaded.source.reference,
-        "splits": {name: _describe(the_task, examples, loaded) for name, examples in splits.items()},
+        "splits": {
+            name: _describe(the_task, examples, loaded) | {"cut": cut[name]} for name, examples in splits.items()
+        },
         "shared_texts": _shared(splits),
         "answer_tokens": [len(loaded.encode(answer, special=False)) for answer in the_task.labels.values()],
-        "right_of_ten": _right(the_task, splits["selection"][:SCORED], loaded),
+        "score_of_ten": score,
     }
     for name, split in facts["splits"].items():
         click.echo(f"{name}: {json.dumps(split)}", err=True)
-    click.echo(f"the dense model answers {facts['right_of_ten']} of {SCORED} right, before any correction", err=True)
+    for example, answer in zip(splits["selection"], said, strict=False):
+        click.echo(f"the dense model says '{answer}', right is '{example.answer.strip()}'", err=True)
+    click.echo(f"mean worth of these answers, before any correction: {score:.2f}", err=True)
     click.echo(json.dumps(facts))
 
 
 def _describe(task: "Task", examples: "Sequence[Example]", loaded: "LoadedModel") -> dict[str, Any]:
     lengths = sorted(len(loaded.encode(example.prompt)) for example in examples)
-    labels, answers = Counter(example.label for example in examples), list(task.labels.values())
+    answers = Counter(example.answer.strip() for example in examples).most_common()
+    found = {"labels": dict(sorted(answers))} if task.labels else {"most_frequent_answers": dict(answers[:SHOWN])}
     return {
         "examples": len(examples),
-        "labels": {answers[label].strip(): labels[label] for label in sorted(labels)},
+        **found,
         "prompt_tokens": {"least": lengths[0], "median": lengths[len(lengths) // 2], "most": lengths[-1]},
     }
 
@@ -86,13 +94,15 @@ def _shared(splits: "Mapping[str, Sequence[Example]]") -> int:
     return sum(count > 1 for count in seen.values())
 
 
-def _right(task: "Task", examples: "Sequence[Example]", loaded: "LoadedModel") -> int:
+def _ten_answers(task: "Task", examples: "Sequence[Example]", loaded: "LoadedModel") -> tuple[list[str], float]:
+    """Ask the dense model; without a judge, which costs money."""
     from sieve_edge.model.flat import TorchTextModel
-    from sieve_edge.task.evaluate import predict
-    from sieve_edge.task.examples import label_ids
-    from sieve_edge.task.likelihood import label_log_likelihoods
+    from sieve_edge.task.exam import RAW
+    from sieve_edge.task.examiner import Examiner
 
-    prompts = [loaded.encode(example.prompt) for example in examples]
-    model = TorchTextModel(loaded.model, "cpu")
-    scores_NL = label_log_likelihoods(model, prompts, label_ids(task, loaded.encode), 1024)
-    return sum(int(label) == example.label for label, example in zip(predict(scores_NL), examples, strict=True))
+    exam = Examiner(task).exam(examples, loaded.backend, loaded.end)
+    answers = exam.take(TorchTextModel(loaded.model, "cpu"), 1024)
+    worth_N = exam.grade(answers, RAW).credits_N
+    labels = [answer.strip() for answer in task.labels.values()]
+    said = answers if task.writes else [labels[max(range(len(row)), key=row.__getitem__)] for row in answers]
+    return said, float(worth_N.mean())

@@ -4,8 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tokenizers import Tokenizer
+
 from sieve_edge.device.llama import GGUF, LlamaTextModel
 from sieve_edge.device.ort import OrtTextModel
+from sieve_edge.errors import ArtifactError
 from sieve_edge.protocols import TextModel
 
 WEIGHTS = "model.*"
@@ -40,6 +43,29 @@ class Runtime:
         if self.name == "onnxruntime":
             return OrtTextModel(folder, self.threads, self.provider)
         return LlamaTextModel(folder / GGUF, self.threads, context_tokens, "f32" if exact else "f16")
+
+
+def open_tokenizer(folder: Path) -> Tokenizer:
+    """Read the tokenizer of an exported folder.
+
+    Args:
+        folder: Exported folder.
+
+    Returns:
+        Its tokenizer, without padding and truncation.
+
+    Raises:
+        ArtifactError: If it is missing or broken.
+    """
+    file = folder / "tokenizer.json"
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise ArtifactError(f"{file}: not a tokenizer ({error}); run the export again") from error
+    # A tokenizer may carry the padding of its training; a prompt must be whole and alone.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
 
 
 def scoring_tokens(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], batch_tokens: int) -> int:

@@ -17,11 +17,12 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from sieve_edge.config import PositiveInt, Strict
 from sieve_edge.device.reference import REFERENCE, drift, reference_tokens
-from sieve_edge.device.runtimes import Runtime, scoring_tokens
+from sieve_edge.device.runtimes import Runtime, open_tokenizer, scoring_tokens
 from sieve_edge.device.times import TimedMatrix
 from sieve_edge.device.timing import time_models, timed_decode, timed_prefill
 from sieve_edge.errors import ArtifactError, ConfigError, EnvironmentMissing, SieveError
 from sieve_edge.protocols import Progress
+from sieve_edge.task.generate import Ending, answer_greedily
 from sieve_edge.task.likelihood import label_log_likelihoods
 
 STATUS = Path("/proc/self/status")
@@ -45,6 +46,18 @@ class ScoreJob(_Job):
     folder: Path
     prompts: Annotated[list[Tokens], Field(min_length=1)]
     answers: Annotated[list[Tokens], Field(min_length=1)]
+    batch_tokens: PositiveInt
+
+
+class WriteJob(_Job):
+    """Let the model answer every prompt."""
+
+    job: Literal["write"]
+    folder: Path
+    prompts: Annotated[list[Tokens], Field(min_length=1)]
+    new_tokens: PositiveInt
+    stop: list[str]
+    end: int | None
     batch_tokens: PositiveInt
 
 
@@ -88,7 +101,7 @@ class ProfileJob(_Job):
     repeats: PositiveInt
 
 
-Job = Annotated[ScoreJob | TimeJob | MemoryJob | ReferenceJob | ProfileJob, Field(discriminator="job")]
+Job = Annotated[ScoreJob | WriteJob | TimeJob | MemoryJob | ReferenceJob | ProfileJob, Field(discriminator="job")]
 
 
 def main() -> int:
@@ -126,6 +139,7 @@ def do_job(text: str) -> dict[str, Any]:
         raise ConfigError("worker job", problems) from error
     jobs: dict[str, Callable[[Any], dict[str, Any]]] = {
         "score": _score,
+        "write": _write,
         "time": _time,
         "memory": _memory,
         "reference": _reference,
@@ -140,7 +154,17 @@ def _score(job: ScoreJob) -> dict[str, Any]:
     broken = int((~np.isfinite(scores_NK)).sum())
     if broken:
         raise ArtifactError(f"{job.folder}: {broken} of {scores_NK.size} label scores are not finite")
-    return {"scores": scores_NK.tolist()}
+    return {"answers": scores_NK.tolist()}
+
+
+def _write(job: WriteJob) -> dict[str, Any]:
+    tokenizer = open_tokenizer(job.folder)
+    ending = Ending(tokenizer, job.end, tuple(job.stop))
+    longest = max(map(len, job.prompts)) + job.new_tokens
+    model = job.opener().open(job.folder, longest + max(longest, job.batch_tokens))
+    report = _reporter(len(job.prompts))
+    answers = answer_greedily(model, job.prompts, job.new_tokens, ending.reached, job.batch_tokens, report)
+    return {"answers": [ending.text(ids) for ids in answers]}
 
 
 def _time(job: TimeJob) -> dict[str, Any]:

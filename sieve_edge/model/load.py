@@ -21,6 +21,7 @@ from sieve_edge.artifacts import MatrixSpec
 from sieve_edge.errors import ModelError
 from sieve_edge.model.matrices import find_matrices, known_architectures
 from sieve_edge.model.source import ModelSource
+from sieve_edge.protocols import Chat
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,22 @@ class LoadedModel:
     tokenizer: Any
     specs: tuple[MatrixSpec, ...]
 
+    @property
+    def backend(self) -> Any:
+        """Its tokenizer as every runtime has it: a ``tokenizers.Tokenizer``."""
+        return self.tokenizer.backend_tokenizer
+
+    @property
+    def chat(self) -> Chat | None:
+        """How its chats are written; None without a template."""
+        return chat_of(self.tokenizer)
+
+    @property
+    def end(self) -> int | None:
+        """Token that ends an answer, if there is one."""
+        token: int | None = self.tokenizer.eos_token_id
+        return token
+
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Tokenize one text as every runtime will.
 
@@ -49,7 +66,7 @@ class LoadedModel:
         Returns:
             Token ids.
         """
-        ids: list[int] = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=special).ids
+        ids: list[int] = self.backend.encode(text, add_special_tokens=special).ids
         return ids
 
 
@@ -66,9 +83,7 @@ def load_model(source: ModelSource, device: str) -> LoadedModel:
     Raises:
         ModelError: If files are broken, the family is unknown, or weights are not finite.
     """
-    extra: dict[str, Any] = {}
-    if source.gguf:
-        extra = {"gguf_file": source.gguf}
+    extra = _gguf_argument(source)
     quiet()
     # transformers parses a GGUF file anew for the configuration, the tokenizer and the weights; once is enough.
     with mock.patch("gguf.GGUFReader", functools.lru_cache(maxsize=1)(gguf.GGUFReader)):
@@ -94,6 +109,51 @@ def load_tokenizer(folder: Path) -> Any:
         Fast tokenizer that reads ``tokenizer.json`` as it stands.
     """
     return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def read_chat(source: ModelSource) -> Chat:
+    """Read how a model wants its chats written; reads its tokenizer, not its weights.
+
+    Args:
+        source: What ``find_model`` returned.
+
+    Returns:
+        Its chat template and start token.
+
+    Raises:
+        ModelError: If it has no chat template.
+    """
+    quiet()
+    try:
+        tokenizer = _tokenizer_class(source).from_pretrained(source.folder, **_gguf_argument(source))
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"model '{source.reference}': cannot read its tokenizer ({_first_line(error)})") from error
+    chat = chat_of(tokenizer)
+    if chat is None:
+        raise ModelError(
+            f"model '{source.reference}': has no chat template, so a task with messages cannot be asked; give the task "
+            "a prompt, or take the model's instruct version"
+        )
+    return chat
+
+
+def chat_of(tokenizer: Any) -> Chat | None:
+    """Say how a model's chats are written.
+
+    Args:
+        tokenizer: Its fast tokenizer.
+
+    Returns:
+        Template and start token; None without a template.
+    """
+    if not tokenizer.chat_template:
+        return None
+    added = tokenizer.backend_tokenizer.encode("").ids
+    return Chat(tokenizer.chat_template, tokenizer.bos_token or "", added[:1] == [tokenizer.bos_token_id])
+
+
+def _gguf_argument(source: ModelSource) -> dict[str, Any]:
+    return {"gguf_file": source.gguf} if source.gguf else {}
 
 
 def _load_config(source: ModelSource, extra: dict[str, Any]) -> Any:

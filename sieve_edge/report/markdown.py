@@ -78,11 +78,26 @@ def _quality(result: Mapping[str, Any]) -> str:
         ("transfer", f"{loss['transfer']:.2%}", _interval(loss["transfer_interval95"], "%")),
     ]
     return (
-        "## Accuracy\n\nBalanced accuracy; corrected adds the prior that the artifact ships. "
-        f"Always the majority label: {accuracy['majority']:.3f}.\n\n"
+        f"## Accuracy\n\nMetric: {result['metric'].replace('_', ' ')}; corrected adds the prior that the artifact "
+        f"ships, for labels. {accuracy['baseline']['is'].capitalize()} scores {accuracy['baseline']['score']:.3f}.\n\n"
         + _table(("model, split", "raw", "corrected", "95 % interval", "examples"), rows)
         + "\n\nRelative loss, 1 - pruned / dense, corrected. The search saw the selection split only.\n\n"
         + _table(("split", "loss", "95 % interval, paired"), losses)
+        + _judging(result)
+    )
+
+
+def _judging(result: Mapping[str, Any]) -> str:
+    """Say how far the judge can be trusted, where there was one."""
+    if "judge_agreement" not in result:
+        return ""
+    agreed, splits = result["judge_agreement"], ("test", "transfer")
+    silent = sum(
+        of[split]["unjudged"] for name in ("dense", "pruned") for of in (result["accuracy"][name],) for split in splits
+    )
+    return (
+        f"\n\nThe judge agrees with exact match on {agreed['agreement']:.1%} of the pruned model's test answers, of "
+        f"which {agreed['exact_match']:.1%} match exactly. Answers without a verdict, counted in no score: {silent}."
     )
 
 
@@ -94,7 +109,7 @@ def _tuning(tune: Mapping[str, Any] | None, against: Mapping[str, float] | None)
         for name, scores in tune["scores"].items()
     ]
     told = f"## Tuning\n\n{tune['method']}, loss {tune['loss']}; the {tune['kept']} factors were exported. "
-    told += "Balanced accuracy, corrected, in PyTorch.\n\n"
+    told += "Scores by the task's metric, of labels corrected, in PyTorch.\n\n"
     told += _table(("model", "selection", "test", "transfer"), rows)
     if against is not None:
         told += f"\n\nLoss against the dense model tuned on the answers in the same way: test {against['test']:.2%}, "

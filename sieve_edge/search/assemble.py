@@ -4,9 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
-from sieve_edge.config import Target, Task
+from sieve_edge.config import Target
 from sieve_edge.device.times import TimeTable
 from sieve_edge.model.bank import ProjectionBank
 from sieve_edge.model.flat import TorchTextModel
@@ -15,7 +13,6 @@ from sieve_edge.model.matrices import count_params, linear_params
 from sieve_edge.model.refit import refit_settings
 from sieve_edge.model.statistics import CalibrationStats
 from sieve_edge.progress import Progress
-from sieve_edge.protocols import Float64
 from sieve_edge.recipe import Recipe, SearchRecipe
 from sieve_edge.search.budgets import Budget, check_reachable, params_budget, time_budget
 from sieve_edge.search.candidates import Acceptance, Candidates, Reference
@@ -23,9 +20,13 @@ from sieve_edge.search.executor import Executor
 from sieve_edge.search.history import History
 from sieve_edge.search.scoring import ScoringData
 from sieve_edge.search.space import SearchSpace, make_space
-from sieve_edge.task.divergence import answer_greedily
-from sieve_edge.task.examples import Example, label_ids
+from sieve_edge.task.divergence import with_answers
+from sieve_edge.task.exam import Answers, Exam
+from sieve_edge.task.examiner import Examiner
+from sieve_edge.task.examples import Example
 from sieve_edge.task.likelihood import prefix_and_tails
+from sieve_edge.task.written import screened
+from sieve_edge.task_config import Task
 
 _Q6_K = 210 / 256
 BYTES_PER_PARAM = {
@@ -100,8 +101,8 @@ def make_candidates(
     loaded: LoadedModel,
     bank: ProjectionBank,
     stats: CalibrationStats,
-    dense_scores_NK: Float64,
-    task: Task,
+    dense_answers: Answers,
+    examiner: Examiner,
     target: Target,
     splits: Mapping[str, Sequence[Example]],
     recipe: Recipe,
@@ -116,8 +117,8 @@ def make_candidates(
         loaded: Dense model.
         bank: Its projections.
         stats: Calibration statistics, for the token weights of refit.
-        dense_scores_NK: The dense model's label log-likelihoods on the selection split.
-        task: The task.
+        dense_answers: The dense model's answers to the selection split.
+        examiner: Says what is asked.
         target: The device.
         splits: Examples; of them ``selection`` and ``calibration`` are used.
         recipe: Settings.
@@ -129,14 +130,15 @@ def make_candidates(
     Returns:
         Candidates.
     """
-    data = scoring_data(loaded, stats, dense_scores_NK, task, splits, recipe)
+    exam = examiner.exam(splits["selection"], loaded.backend, loaded.end)
+    data = scoring_data(loaded, stats, exam, dense_answers, examiner.task, splits, recipe)
     wanted = recipe.search
     return Candidates(
         loaded.specs,
         target.storage,
         make_executor(loaded, bank, data, progress),
         History(out / "history.jsonl", cache, progress),
-        Reference(dense_scores_NK, data.labels),
+        Reference(exam, dense_answers),
         Acceptance(recipe.tolerance, wanted.accept, wanted.confidence, wanted.stop_confidence),
         out,
         progress,
@@ -146,7 +148,8 @@ def make_candidates(
 def scoring_data(
     loaded: LoadedModel,
     stats: CalibrationStats,
-    dense_scores_NK: Float64,
+    exam: Exam,
+    dense_answers: Answers,
     task: Task,
     splits: Mapping[str, Sequence[Example]],
     recipe: Recipe,
@@ -156,26 +159,25 @@ def scoring_data(
     Args:
         loaded: Dense model.
         stats: Calibration statistics.
-        dense_scores_NK: The dense model's label log-likelihoods on the selection split.
+        exam: The selection split.
+        dense_answers: The dense model's answers to it.
         task: The task.
-        splits: Examples.
+        splits: Examples; of them ``calibration`` is used.
         recipe: Settings.
 
     Returns:
         The data.
     """
-    wanted, selection = recipe.search, splits["selection"]
+    wanted = recipe.search
     calibration = [loaded.encode(example.prompt) for example in splits["calibration"]]
     asked = divergence_prompts(calibration, wanted.guided.divergence_prompts)
     dense = TorchTextModel(loaded.model, recipe.device)
-    answered = answer_greedily(dense, asked, task.max_new_tokens, loaded.tokenizer.eos_token_id)
-    prefix, tails = prefix_and_tails(calibration[: wanted.refit_prompts], wanted.batch_tokens)
+    answered = with_answers(dense, asked, task.max_new_tokens, exam.ended, wanted.batch_tokens)
+    prefix, tails = refit_prompts(loaded, calibration, exam, task, recipe)
     return ScoringData(
-        prompts=[loaded.encode(example.prompt) for example in selection],
-        answers=label_ids(task, loaded.encode),
-        labels=np.array([example.label for example in selection]),
-        dense_scores=dense_scores_NK,
-        part=min(wanted.part, len(selection)),
+        exam=screened(exam),
+        dense_answers=dense_answers,
+        part=min(wanted.part, len(exam.prompts)),
         answered=answered,
         refit_prefix=prefix,
         refit_tails=tails,
@@ -184,6 +186,30 @@ def scoring_data(
         threads=recipe.threads,
         device=recipe.device,
     )
+
+
+def refit_prompts(
+    loaded: LoadedModel, calibration: Sequence[list[int]], exam: Exam, task: Task, recipe: Recipe
+) -> tuple[list[int], list[list[list[int]]]]:
+    """Collect what refit runs: prompts, and where the model writes its answers, these too.
+
+    Args:
+        loaded: Dense model.
+        calibration: Token ids of the calibration prompts.
+        exam: Any exam of the task; says when an answer is complete.
+        task: The task.
+        recipe: Number of prompts, tokens of a batch.
+
+    Returns:
+        ``(prefix that all share, batches of the rest)``.
+    """
+    wanted = recipe.search
+    prompts = list(calibration[: wanted.refit_prompts])
+    if task.writes:
+        dense = TorchTextModel(loaded.model, recipe.device)
+        answered = with_answers(dense, prompts, task.max_new_tokens, exam.ended, wanted.batch_tokens)
+        prompts = [list(item.ids) for item in answered]
+    return prefix_and_tails(prompts, wanted.batch_tokens)
 
 
 def divergence_prompts(prompts: Sequence[list[int]], count: int) -> list[list[int]]:

@@ -1,7 +1,4 @@
-"""Candidates as the strategies see them: scored on the rung asked for, each once, with a verdict.
-
-Dimension key: N examples, K labels.
-"""
+"""Candidates as the strategies see them: scored on the rung asked for, each once, with a verdict."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,12 +12,13 @@ from sieve_edge.model.levels import Ranks, kept_params
 from sieve_edge.model.refitted import refit_file
 from sieve_edge.model.tensors import write_tensors
 from sieve_edge.progress import Progress
-from sieve_edge.protocols import Float64, Int64
 from sieve_edge.search.executor import Executor
 from sieve_edge.search.history import History
 from sieve_edge.search.scoring import Outcome, Request, Stop
 from sieve_edge.search.space import plan_id
-from sieve_edge.task.evaluate import fit_prior, loss_interval, measure, predict, relative_loss
+from sieve_edge.task.evaluate import graded_loss, loss_interval
+from sieve_edge.task.exam import Answers, Exam
+from sieve_edge.task.written import screened
 
 _STATISTICS_SEED = 0
 
@@ -69,7 +67,7 @@ class Verdict:
     """What a candidate is worth on the selection split.
 
     Attributes:
-        accuracy: Balanced accuracy after prior correction; of the first part if it was given up.
+        accuracy: Score by the task's metric, of labels after prior correction; of the first part if it was given up.
         loss: Relative to dense, on the same examples.
         bound: Upper end of the paired interval of the loss.
         feasible: Whether it may be chosen.
@@ -106,37 +104,39 @@ class Scored:
 
 @dataclass(frozen=True)
 class Reference:
-    """The dense model on the selection split: its label log-likelihoods (N, K), and the true labels (N,)."""
+    """The selection split, and the dense model's answers to it."""
 
-    scores_NK: Float64
-    labels_N: Int64
+    exam: Exam
+    dense_answers: Answers
 
-    def judge(self, scores: Sequence[Sequence[float]], acceptance: Acceptance) -> Verdict:
-        """Compare a candidate's scores with the dense model's on the same examples.
+    def judge(self, answers: Answers, acceptance: Acceptance) -> Verdict:
+        """Compare a candidate's answers with the dense model's to the same examples.
+
+        A judge is asked about complete answers only: a candidate that was given up is graded by the metric that it
+        was given up for.
 
         Args:
-            scores: Label log-likelihoods of the first examples, or of all.
+            answers: Answers to the first examples, or to all.
             acceptance: When they are good enough.
 
         Returns:
             The verdict.
         """
-        count = len(scores)
-        pruned_NK, dense_NK, labels_N = np.asarray(scores), self.scores_NK[:count], self.labels_N[:count]
-        pruned, dense = measure(pruned_NK, labels_N), measure(dense_NK, labels_N)
-        predicted = [predict(each_NK, fit_prior(each_NK, labels_N)) for each_NK in (dense_NK, pruned_NK)]
-        rng = np.random.default_rng(_STATISTICS_SEED)
+        count = len(answers)
+        complete = count == len(self.dense_answers)
+        exam = self.exam if complete else screened(self.exam.part(0, count))
+        dense, pruned = exam.grade(self.dense_answers[:count]), exam.grade(answers)
         quantiles = (0.0, acceptance.confidence)
-        _, bound = loss_interval(predicted[0], predicted[1], labels_N, dense_NK.shape[1], rng, quantiles)
-        loss = relative_loss(float(pruned["corrected"]), float(dense["corrected"]))
-        if count < len(self.labels_N):
+        _, bound = loss_interval(dense, pruned, np.random.default_rng(_STATISTICS_SEED), quantiles)
+        loss = graded_loss(dense, pruned)
+        if not complete:
             word = f"given up after {count} examples"
-        elif pruned["collapsed"]:
+        elif pruned.collapsed:
             word = "collapsed"
         else:
             within = acceptance.decisive(loss, bound) <= acceptance.tolerance
             word = "feasible" if within else "loses too much"
-        return Verdict(float(pruned["corrected"]), loss, bound, word == "feasible", bool(pruned["collapsed"]), word)
+        return Verdict(pruned.score, loss, bound, word == "feasible", pruned.collapsed, word)
 
 
 class Candidates:
@@ -165,7 +165,7 @@ class Candidates:
             storage: ``"pair"``, ``"pivoted"`` or ``"width"``, to count what is kept.
             executor: Where candidates are scored.
             history: Where scores are kept.
-            reference: The dense model's scores.
+            reference: The selection split and the dense model's answers.
             acceptance: When a candidate is good enough.
             refits: Folder for refitted factors.
             progress: Where progress is shown.
@@ -223,7 +223,7 @@ class Candidates:
         stop = Stop(rule.tolerance, rule.stop_confidence) if give_up else None
         verdicts = []
         for ranks, record in zip(plans, self._records(plans, rung, stop), strict=True):
-            verdict = self._reference.judge(record["scores"], rule)
+            verdict = self._reference.judge(record["answers"], rule)
             verdicts.append(verdict)
             self.scored[plan_id(ranks), rung] = Scored(
                 dict(ranks), rung, self.kept(ranks), self._complete(record), verdict
@@ -237,8 +237,8 @@ class Candidates:
 
     @property
     def dense_accuracy(self) -> float:
-        """The dense model's balanced accuracy on the selection split, after prior correction."""
-        return float(measure(self._reference.scores_NK, self._reference.labels_N)["corrected"])
+        """The dense model's score on the selection split, of labels after prior correction."""
+        return self._reference.exam.grade(self._reference.dense_answers).score
 
     def drop_refits(self, keep: Ranks | None) -> None:
         """Delete refitted factors that are not needed any more.
@@ -256,7 +256,7 @@ class Candidates:
         for ranks in plans:
             record = self.history.find(ranks, rung)
             if record is None or not self._enough(record, stop):
-                seen = () if record is None else record["scores"]
+                seen = () if record is None else record["answers"]
                 wanted.setdefault(plan_id(ranks), Request(ranks, rung, seen, stop))
         outcomes = self._executor.run(list(wanted.values()))
         for ranks in plans:
@@ -276,7 +276,7 @@ class Candidates:
         return stop is not None and record["stop"] == [stop.tolerance, stop.confidence]
 
     def _complete(self, record: dict[str, Any]) -> bool:
-        return len(record["scores"]) == len(self._reference.labels_N)
+        return len(record["answers"]) == len(self._reference.dense_answers)
 
     def _add(self, request: Request, outcome: Outcome) -> None:
         earlier = self.history.find(request.ranks, request.rung)
@@ -287,7 +287,7 @@ class Candidates:
         if request.rung == "divergence":
             values["divergence"] = outcome.value
         else:
-            values["scores"] = outcome.scores
+            values["answers"] = outcome.answers
             values["stop"] = None if request.stop is None else [request.stop.tolerance, request.stop.confidence]
         if request.rung == "refit":
             values["refits"] = list(outcome.refits)

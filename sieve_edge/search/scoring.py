@@ -2,8 +2,6 @@
 
 A worker holds the dense model, a switchable copy that shares its weights, and the prompts as tokens. It keeps no state
 between requests, so the same request gives the same outcome in any worker.
-
-Dimension key: N examples, K labels.
 """
 
 import time
@@ -11,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,10 +18,10 @@ from sieve_edge.model.load import shared_copy
 from sieve_edge.model.refit import Refit, refit
 from sieve_edge.model.resume import ResumableModel
 from sieve_edge.model.switchable import Bank, install_switchable_, switch_
-from sieve_edge.protocols import Float32, Float64, Int64
+from sieve_edge.protocols import Float32, Int64
 from sieve_edge.task.divergence import Answered, answer_distributions, divergence
 from sieve_edge.task.evaluate import hopeless
-from sieve_edge.task.likelihood import label_log_likelihoods
+from sieve_edge.task.exam import Answers, Exam
 
 
 @dataclass(frozen=True)
@@ -41,14 +38,14 @@ class Request:
 
     Attributes:
         ranks: The candidate.
-        rung: ``"divergence"``, ``"labels"`` or ``"refit"`` (labels after refit).
-        seen: Label scores of the first part, if they are known; (N, K) as nested lists.
+        rung: ``"divergence"``, ``"labels"`` (answers) or ``"refit"`` (answers after refit).
+        seen: Answers to the first part, if they are known.
         stop: When to give up after the first part; None for never.
     """
 
     ranks: Ranks
     rung: str
-    seen: Sequence[Sequence[float]] = ()
+    seen: Answers = ()
     stop: Stop | None = None
 
 
@@ -58,7 +55,7 @@ class Outcome:
 
     Attributes:
         value: KL divergence, in nats; 0 on the other rungs.
-        scores: Label log-likelihoods as nested lists, (N, K); those of the first part if the candidate was given up.
+        answers: Answers to the selection split, JSON-compatible; those to the first part if the candidate was given up.
         tokens: Tokens that were forwarded, partial passes pro rata.
         seconds: Time that it took.
         refits: What refit did to each matrix.
@@ -66,7 +63,7 @@ class Outcome:
     """
 
     value: float = 0.0
-    scores: Sequence[Sequence[float]] = ()
+    answers: Answers = ()
     tokens: float = 0.0
     seconds: float = 0.0
     refits: Sequence[Mapping[str, Any]] = ()
@@ -78,10 +75,8 @@ class ScoringData:
     """What a worker needs beside the model and the bank.
 
     Attributes:
-        prompts: Token ids of the selection split.
-        answers: Token ids of each label.
-        labels: True label of each prompt.
-        dense_scores: The dense model's label log-likelihoods, (N, K).
+        exam: The selection split, graded without a judge.
+        dense_answers: The dense model's answers to it.
         part: Examples of the first part.
         answered: Prompts of the divergence rung.
         refit_prefix: Tokens that all prompts of refit share.
@@ -92,10 +87,8 @@ class ScoringData:
         device: Torch device.
     """
 
-    prompts: Sequence[Sequence[int]]
-    answers: Sequence[Sequence[int]]
-    labels: Int64
-    dense_scores: Float64
+    exam: Exam
+    dense_answers: Answers
     part: int
     answered: Sequence[Answered]
     refit_prefix: Sequence[int]
@@ -150,11 +143,11 @@ class Scorer:
             done = refit(self._dense, self._switchable, self._leaders, data.refit_prefix, data.refit_tails, data.refit)
             refits, factors, self._counted.tokens = done.records, done.factors, done.tokens
         try:
-            scores = self._labels(request)
+            answers = self._answers(request)
         finally:
             for leader in self._leaders:
                 leader.refitted = None
-        return Outcome(scores=scores, tokens=self._counted.tokens, refits=refits, factors=factors)
+        return Outcome(answers=answers, tokens=self._counted.tokens, refits=refits, factors=factors)
 
     def _divergence(self, request: Request) -> Outcome:
         data, model = self._data, self._counted.model
@@ -171,26 +164,21 @@ class Scorer:
         share = 1.0 - first / (self._specs[-1].layer + 1)
         return Outcome(value=value, tokens=self._counted.tokens * share)
 
-    def _labels(self, request: Request) -> list[list[float]]:
+    def _answers(self, request: Request) -> Answers:
         data = self._data
-        scores = [list(row) for row in request.seen]
-        if not scores:
-            scores = self._score(data.prompts[: data.part])
-        if request.stop is not None and data.part < len(data.prompts):
-            part = slice(0, len(scores))
-            seen = np.asarray(scores)
-            stop = request.stop
-            if hopeless(data.dense_scores[part], seen, data.labels[part], stop.tolerance, stop.confidence):
-                return scores
-        return scores + self._score(data.prompts[len(scores) :])
+        answers = list(request.seen) or self._take(0, data.part)
+        count = len(answers)
+        if request.stop is not None and data.part < len(data.exam.prompts):
+            first = data.exam.part(0, count)
+            dense, pruned = first.grade(data.dense_answers[:count]), first.grade(answers)
+            if hopeless(dense, pruned, request.stop.tolerance, request.stop.confidence):
+                return answers
+        return answers + self._take(count, len(data.exam.prompts))
 
-    def _score(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
-        if not prompts:
+    def _take(self, start: int, stop: int) -> list[Any]:
+        if start >= stop:
             return []
-        scores: list[list[float]] = label_log_likelihoods(
-            self._counted, prompts, self._data.answers, self._data.batch_tokens
-        ).tolist()
-        return scores
+        return self._data.exam.part(start, stop).take(self._counted, self._data.batch_tokens)
 
 
 class CountingModel:

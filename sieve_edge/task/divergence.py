@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sieve_edge.protocols import Float32, Int64, TextModel
+from sieve_edge.task.generate import Ended, answer_greedily
 from sieve_edge.task.likelihood import length_batches, pad_left, shared_prefix
 
 
@@ -29,8 +30,8 @@ class Answered:
     answer_tokens: int
 
 
-def answer_greedily(
-    model: TextModel, prompts: Sequence[Sequence[int]], new_tokens: int, end: int | None
+def with_answers(
+    model: TextModel, prompts: Sequence[Sequence[int]], new_tokens: int, ended: Ended, batch_tokens: int
 ) -> list[Answered]:
     """Let the dense model answer.
 
@@ -38,26 +39,16 @@ def answer_greedily(
         model: Dense model.
         prompts: Token ids of each prompt.
         new_tokens: Most tokens of an answer.
-        end: Token that ends an answer, if the model has one.
+        ended: Whether an answer is complete.
+        batch_tokens: Tokens of one batch.
 
     Returns:
-        The prompts with their answers; an end token is the last of its answer.
+        The prompts with their answers; the token that ended an answer is its last.
     """
     if new_tokens == 1:
         return [Answered(tuple(prompt), 1) for prompt in prompts]
-    answered = []
-    for prompt in prompts:
-        past: list[object] = []
-        answer: list[int] = []
-        ids = np.asarray([prompt], dtype=np.int64)
-        while len(answer) < new_tokens and (not answer or answer[-1] != end):
-            seen = len(prompt) + len(answer)
-            mask_1T, positions_1T = np.ones((1, seen), dtype=np.int64), np.arange(seen - ids.shape[1], seen)[None]
-            logits_11V, past = model.forward(ids, mask_1T, positions_1T, past, 1)
-            answer.append(int(logits_11V[0, -1].argmax()))
-            ids = np.asarray([answer[-1:]], dtype=np.int64)
-        answered.append(Answered((*prompt, *answer[:-1]), len(answer)))
-    return answered
+    answers = answer_greedily(model, prompts, new_tokens, ended, batch_tokens)
+    return [Answered((*prompt, *answer[:-1]), len(answer)) for prompt, answer in zip(prompts, answers, strict=True)]
 
 
 def answer_distributions(

@@ -1,10 +1,11 @@
-"""Scores: prior correction, balanced accuracy and its intervals; numpy only.
+"""Scores: prior correction, grades of answers, and intervals of scores and losses; numpy only.
 
 Dimension key: N examples, K labels, S bootstrap samples.
 """
 
+from dataclasses import dataclass, replace
+
 import numpy as np
-from numpy.typing import NDArray
 
 from sieve_edge.protocols import Float64, Int64
 
@@ -59,67 +60,54 @@ def predict(scores_NK: Float64, prior_K: Float64 | None = None) -> Int64:
     return predicted_N
 
 
-def balanced_accuracy(predicted_N: Int64, labels_N: Int64, classes: int) -> float:
-    """Average the recall of the labels.
+@dataclass(frozen=True)
+class Grades:
+    """What answers are worth.
 
-    Args:
-        predicted_N: Predicted labels, (N,).
-        labels_N: True labels, (N,).
-        classes: K.
-
-    Returns:
-        Mean recall over the labels that occur, in [0, 1]; always answering the majority scores 1 / K.
+    Attributes:
+        credits_N: Worth of each answer, in [0, 1], (N,); not-a-number where there is no verdict, which counts in none.
+        groups_N: Groups whose means count alike, (N,): the true labels for balanced accuracy, else all 0.
+        collapsed: Whether one and the same answer was given to everything.
     """
-    return float(_balanced((predicted_N == labels_N)[None], labels_N[None], classes)[0])
+
+    credits_N: Float64
+    groups_N: Int64
+    collapsed: bool
+
+    @property
+    def score(self) -> float:
+        """Mean over the groups of their mean worth, in [0, 1]."""
+        return float(_grouped(self.credits_N[None], self.groups_N[None])[0])
 
 
-def measure(scores_NK: Float64, labels_N: Int64) -> dict[str, float | bool]:
-    """Score a model on examples, raw and after prior correction fitted on the same examples.
+def grade_labels(scores_NK: Float64, labels_N: Int64, prior_K: Float64) -> Grades:
+    """Grade label log-likelihoods: the score is balanced accuracy, so always answering the majority scores 1 / K.
 
     Args:
         scores_NK: Label log-likelihoods, (N, K).
         labels_N: True labels, (N,).
+        prior_K: Bias to add, (K,); (0,) for none.
 
     Returns:
-        ``raw`` and ``corrected`` balanced accuracy, and whether the corrected predictions ``collapsed``.
+        The grades.
     """
-    classes = scores_NK.shape[1]
-    corrected_N = predict(scores_NK, fit_prior(scores_NK, labels_N))
-    return {
-        "raw": balanced_accuracy(predict(scores_NK), labels_N, classes),
-        "corrected": balanced_accuracy(corrected_N, labels_N, classes),
-        "collapsed": collapsed(corrected_N),
-    }
+    predicted_N = predict(scores_NK, prior_K if len(prior_K) else None)
+    collapsed = bool((predicted_N == predicted_N[0]).all())
+    return Grades((predicted_N == labels_N).astype(np.float64), labels_N, collapsed)
 
 
-def collapsed(predicted_N: Int64) -> bool:
-    """Say whether a model gives one and the same answer to everything.
+def score_interval(grades: Grades, rng: np.random.Generator) -> tuple[float, float]:
+    """Bound a score by a 95 % bootstrap interval, resampling within each group.
 
     Args:
-        predicted_N: Predicted labels, (N,).
-
-    Returns:
-        True if there is only one predicted label.
-    """
-    return bool((predicted_N == predicted_N[0]).all())
-
-
-def accuracy_interval(
-    predicted_N: Int64, labels_N: Int64, classes: int, rng: np.random.Generator
-) -> tuple[float, float]:
-    """Bound the balanced accuracy by a 95 % bootstrap interval, resampling within each label.
-
-    Args:
-        predicted_N: Predicted labels, (N,).
-        labels_N: True labels, (N,).
-        classes: K.
+        grades: What answers are worth.
         rng: Random generator.
 
     Returns:
         ``(low, high)``.
     """
-    rows_SN = _resample(labels_N, rng)
-    samples_S = _balanced((predicted_N == labels_N)[rows_SN], labels_N[rows_SN], classes)
+    rows_SN = _resample(grades.groups_N, rng)
+    samples_S = _grouped(grades.credits_N[rows_SN], grades.groups_N[rows_SN])
     low, high = np.quantile(samples_S, (0.025, 0.975))
     return float(low), float(high)
 
@@ -140,44 +128,48 @@ def relative_loss(pruned: float, dense: float) -> float:
     return 1.0 - pruned / dense
 
 
+def graded_loss(dense: Grades, pruned: Grades) -> float:
+    """Compare the answers of two models, on the examples for which both have a verdict.
+
+    Args:
+        dense: Grades of the dense model's answers.
+        pruned: Grades of the pruned model's, to the same examples.
+
+    Returns:
+        Relative loss; see ``relative_loss``.
+    """
+    dense, pruned = _judged_both(dense, pruned)
+    return relative_loss(pruned.score, dense.score)
+
+
 def loss_interval(
-    dense_N: Int64,
-    pruned_N: Int64,
-    labels_N: Int64,
-    classes: int,
-    rng: np.random.Generator,
-    quantiles: tuple[float, float] = (0.025, 0.975),
+    dense: Grades, pruned: Grades, rng: np.random.Generator, quantiles: tuple[float, float] = (0.025, 0.975)
 ) -> tuple[float, float]:
     """Bound the relative loss by a bootstrap interval, both models on the same resampled examples.
 
     Args:
-        dense_N: Labels that the dense model predicts, (N,).
-        pruned_N: Labels that the pruned model predicts, (N,).
-        labels_N: True labels, (N,).
-        classes: K.
+        dense: Grades of the dense model's answers.
+        pruned: Grades of the pruned model's, to the same examples.
         rng: Random generator.
         quantiles: Ends of the interval; 95 % by default.
 
     Returns:
         ``(low, high)``.
     """
-    rows_SN = _resample(labels_N, rng)
-    truth_SN = labels_N[rows_SN]
-    dense_S = _balanced((dense_N == labels_N)[rows_SN], truth_SN, classes)
-    pruned_S = _balanced((pruned_N == labels_N)[rows_SN], truth_SN, classes)
+    dense, pruned = _judged_both(dense, pruned)
+    rows_SN = _resample(dense.groups_N, rng)
+    groups_SN = dense.groups_N[rows_SN]
+    dense_S, pruned_S = (_grouped(grades.credits_N[rows_SN], groups_SN) for grades in (dense, pruned))
     low, high = np.quantile(1.0 - pruned_S / np.maximum(dense_S, 1e-12), quantiles)
     return float(low), float(high)
 
 
-def hopeless(
-    dense_NK: Float64, pruned_NK: Float64, labels_N: Int64, tolerance: float, confidence: float, seed: int = 0
-) -> bool:
+def hopeless(dense: Grades, pruned: Grades, tolerance: float, confidence: float, seed: int = 0) -> bool:
     """Say whether a candidate is already shown to lose too much, by a paired bootstrap test.
 
     Args:
-        dense_NK: Label log-likelihoods of the dense model, (N, K).
-        pruned_NK: Those of the candidate on the same examples, (N, K).
-        labels_N: True labels, (N,).
+        dense: Grades of the dense model's answers.
+        pruned: Grades of the candidate's, to the same examples.
         tolerance: Allowed relative loss.
         confidence: With which the loss must exceed it.
         seed: Seed of the bootstrap.
@@ -185,10 +177,7 @@ def hopeless(
     Returns:
         True if the lower end of the one-sided interval of the loss is above the tolerance.
     """
-    dense_N, pruned_N = (predict(each_NK, fit_prior(each_NK, labels_N)) for each_NK in (dense_NK, pruned_NK))
-    quantiles = (1.0 - confidence, 1.0)
-    rng = np.random.default_rng(seed)
-    low, _ = loss_interval(dense_N, pruned_N, labels_N, dense_NK.shape[1], rng, quantiles)
+    low, _ = loss_interval(dense, pruned, np.random.default_rng(seed), (1.0 - confidence, 1.0))
     return low > tolerance
 
 
@@ -198,18 +187,27 @@ def _softmax(scores_NK: Float64) -> Float64:
     return probability
 
 
-def _balanced(correct_SN: NDArray[np.bool_], labels_SN: Int64, classes: int) -> Float64:
-    recalls = []
-    for label in range(classes):
-        mine_SN = labels_SN == label
-        total_S = mine_SN.sum(1)
-        if total_S.min() > 0:
-            recalls.append((correct_SN & mine_SN).sum(1) / total_S)
-    mean: Float64 = np.mean(recalls, axis=0)
+def _grouped(credits_SN: Float64, groups_SN: Int64) -> Float64:
+    means = []
+    for group in np.unique(groups_SN[0]):
+        mine_SN = (groups_SN == group) & ~np.isnan(credits_SN)
+        means.append(np.where(mine_SN, credits_SN, 0.0).sum(1) / np.maximum(mine_SN.sum(1), 1))
+    mean: Float64 = np.mean(means, axis=0)
     return mean
 
 
-def _resample(labels_N: Int64, rng: np.random.Generator) -> Int64:
-    groups = [np.flatnonzero(labels_N == label) for label in np.unique(labels_N)]
+def _judged_both(dense: Grades, pruned: Grades) -> tuple[Grades, Grades]:
+    there_N = ~np.isnan(dense.credits_N) & ~np.isnan(pruned.credits_N)
+    if there_N.all():
+        return dense, pruned
+    both = [
+        replace(grades, credits_N=grades.credits_N[there_N], groups_N=grades.groups_N[there_N])
+        for grades in (dense, pruned)
+    ]
+    return both[0], both[1]
+
+
+def _resample(groups_N: Int64, rng: np.random.Generator) -> Int64:
+    groups = [np.flatnonzero(groups_N == group) for group in np.unique(groups_N)]
     drawn = [group[rng.integers(0, len(group), (BOOTSTRAP_SAMPLES, len(group)))] for group in groups]
     return np.concatenate(drawn, axis=1)

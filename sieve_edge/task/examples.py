@@ -1,15 +1,19 @@
 """Examples of a task: read from tables, cleaned of duplicates, and split so that no text is seen twice."""
 
 import itertools
+import json
 import random
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sieve_edge.config import Source, Task
 from sieve_edge.errors import TaskError
 from sieve_edge.files import digest
-from sieve_edge.task.tables import read_rows
+from sieve_edge.protocols import Chat
+from sieve_edge.task.prompts import Message, Shot, Values, write_chat, write_messages, write_prompt
+from sieve_edge.task.tables import Row, read_rows
+from sieve_edge.task_config import TEXT, Source, Task
 
 
 @dataclass(frozen=True)
@@ -19,10 +23,15 @@ class Example:
     Attributes:
         text: The text, as the prompt shows it.
         prompt: The whole prompt.
-        label: Index into the task's labels.
+        label: Index into the task's labels; 0 where answers are written.
         source: Where it is from: 0 is the task's main source, or its transfer source; from 1 on its further
             calibration sources.
         keys: What no two examples share: the text, as it is and before it was cut to ``max_words``, casefolded.
+        answer: A right answer, as it follows the prompt.
+        references: All right answers, where answers are written.
+        values: What the example puts into the task's templates.
+        cut: Whether its text was cut to ``max_words``.
+        messages: Of a task with messages, these.
     """
 
     text: str
@@ -30,9 +39,14 @@ class Example:
     label: int
     source: int = 0
     keys: frozenset[str] = frozenset()
+    answer: str = ""
+    references: tuple[str, ...] = ()
+    values: Values = field(default_factory=dict)
+    cut: bool = False
+    messages: tuple[Message, ...] = ()
 
 
-def load_splits(task: Task, seed: int) -> dict[str, tuple[Example, ...]]:
+def load_splits(task: Task, seed: int, chat: Chat | None = None) -> dict[str, tuple[Example, ...]]:
     """Read a task's data and split it, disjoint by text; the same seed gives the same splits.
 
     Further calibration sources give no text that any split uses. They change neither the selection, test nor transfer
@@ -41,9 +55,10 @@ def load_splits(task: Task, seed: int) -> dict[str, tuple[Example, ...]]:
     Args:
         task: The task.
         seed: Seed of the shuffle.
+        chat: The model's chats, for the prompts of a task with messages; None for the messages alone.
 
     Returns:
-        Split name -> examples.
+        Split name -> examples; those that every prompt shows as worked examples are in none.
 
     Raises:
         TaskError: If data are missing, broken, too few, or have one label only.
@@ -73,11 +88,12 @@ def load_splits(task: Task, seed: int) -> dict[str, tuple[Example, ...]]:
         "transfer": tuple(transfer[: sizes.transfer]),
     }
     calibration = _calibration(task, seed, main, shares, scored)
+    shown, calibration = _draw_shots(task, calibration)
     splits = {"calibration": calibration, **scored}
     for name, examples in splits.items():
         if len({example.label for example in examples}) < len(task.labels):
             raise TaskError(f"task {task.name}: split {name} lacks one of the labels {list(task.labels)}; add data")
-    return splits
+    return {name: tuple(_asked(task, item, shown, chat) for item in examples) for name, examples in splits.items()}
 
 
 def count_by_source(task: Task, examples: Sequence[Example]) -> list[dict[str, Any]]:
@@ -95,6 +111,18 @@ def count_by_source(task: Task, examples: Sequence[Example]) -> list[dict[str, A
         {"path": source.path, "where": source.where, "prompts": sum(item.source == number for item in examples)}
         for number, source in enumerate(sources)
     ]
+
+
+def cut_fractions(splits: Mapping[str, Sequence[Example]]) -> dict[str, float]:
+    """Say how often texts were cut to ``max_words``.
+
+    Args:
+        splits: What ``load_splits`` returned.
+
+    Returns:
+        Split name -> fraction of its examples.
+    """
+    return {name: sum(item.cut for item in items) / len(items) for name, items in splits.items()}
 
 
 def label_ids(task: Task, encode: Callable[..., list[int]]) -> list[list[int]]:
@@ -128,9 +156,11 @@ def splits_sha256(splits: dict[str, tuple[Example, ...]]) -> dict[str, str]:
         splits: What ``load_splits`` returned.
 
     Returns:
-        Split name -> SHA-256 over prompts and labels in order.
+        Split name -> SHA-256 over prompts and right answers in order.
     """
-    return {name: digest([[item.prompt, item.label] for item in items]) for name, items in splits.items()}
+    return {
+        name: digest([[item.prompt, item.label, *item.references] for item in items]) for name, items in splits.items()
+    }
 
 
 def _calibration(
@@ -167,27 +197,97 @@ def _interleaved(parts: Sequence[Sequence[Example]]) -> tuple[Example, ...]:
     return tuple(parts[number][place] for _, number, place in sorted(places))
 
 
+def _asked(task: Task, example: Example, shots: Sequence[Shot], chat: Chat | None) -> Example:
+    if not task.messages:
+        return replace(example, prompt=write_prompt(task, example.values, shots))
+    messages = write_messages(task, example.values, shots)
+    plain = "\n\n".join(message["content"] for message in messages)
+    return replace(example, prompt=write_chat(messages, chat) if chat else plain, messages=tuple(messages))
+
+
+def _draw_shots(task: Task, calibration: Sequence[Example]) -> tuple[list[Shot], tuple[Example, ...]]:
+    """Take the worked examples out of the calibration split: its first ones, the labels in turn."""
+    left = list(calibration)
+    shots = []
+    for number in range(task.shots):
+        wanted = number % max(len(task.labels), 1)
+        example = next((item for item in left if item.label == wanted), None)
+        if example is None:
+            raise TaskError(
+                f"task {task.name}: the calibration split has too few examples of label "
+                f"'{list(task.labels)[wanted]}' for {task.shots} shots; lower shots or raise splits.calibration"
+            )
+        left.remove(example)
+        shots.append(Shot(example.values, example.answer))
+    return shots, tuple(left)
+
+
 def _read_source(task: Task, source: Source, number: int, seed: int, taken: set[str]) -> list[Example]:
-    labels = {value: index for index, value in enumerate(task.labels)}
     examples = []
     seen = set()
     for line, row in read_rows(source):
-        if any(row[column] != value for column, value in source.where.items()):
+        if not _wanted(source, row):
             continue
-        value = row[source.label].strip()
-        if value not in labels:
-            raise TaskError(f"{source.path}: line {line}: label '{value}' is not one of {list(labels)}")
-        seen.add(value)
+        label, references = _right_answer(task, source, row, line)
+        seen.add(label)
         words = row[source.text].split()
         text = " ".join(words[: source.max_words])
         keys = frozenset((text.casefold(), " ".join(words).casefold()))
         if not text or not taken.isdisjoint(keys):
             continue
         taken |= keys
-        examples.append(Example(text, task.prompt.replace("{text}", text), labels[value], number, keys))
+        values = {TEXT: text, **{name: row[column] for name, column in source.columns.items()}}
+        answer = references[0] if task.messages or not task.writes else f" {references[0]}"
+        cut = len(words) > len(words[: source.max_words])
+        known = references if task.writes else ()
+        examples.append(Example(text, "", label, number, keys, answer, known, values, cut))
     if not seen:
-        raise TaskError(f"{source.path}: no row fits where={source.where}; check the filter or the file")
-    if len(seen) < len(labels):
-        raise TaskError(f"{source.path}: has only the label {sorted(seen)}, must have all of {list(labels)}")
+        raise TaskError(f"{source.path}: no row fits where={source.where}; check the filters or the file")
+    if len(seen) < len(task.labels):
+        found = sorted(list(task.labels)[label] for label in seen)
+        raise TaskError(f"{source.path}: has only the label {found}, must have all of {list(task.labels)}")
     random.Random(seed).shuffle(examples)  # noqa: S311 (splits need repeatability, not secrecy)
     return examples
+
+
+def _wanted(source: Source, row: Row) -> bool:
+    if any(row[column] != value for column, value in source.where.items()):
+        return False
+    if any(row[column] == value for column, value in source.where_not.items()):
+        return False
+    return not source.label_values or _label_text(source, row) in source.label_values
+
+
+def _label_text(source: Source, row: Row) -> str:
+    value = row[source.label].strip()
+    if source.label_pattern is None:
+        return value
+    found = re.search(source.label_pattern, value)
+    return "" if found is None else found.group(1)
+
+
+def _right_answer(task: Task, source: Source, row: Row, line: int) -> tuple[int, tuple[str, ...]]:
+    """Read a row's label, and the answers that count as right."""
+    value = _label_text(source, row)
+    value = source.label_values.get(value, value)
+    if not task.writes:
+        labels = list(task.labels)
+        if value not in task.labels:
+            raise TaskError(f"{source.path}: line {line}: label '{value}' is not one of {labels}")
+        return labels.index(value), (task.labels[value],)
+    references = _listed(value)
+    if not all(references):
+        raise TaskError(f"{source.path}: line {line}: column {source.label} holds no reference answer")
+    return 0, references
+
+
+def _listed(value: str) -> tuple[str, ...]:
+    """Read one reference answer, or a JSON list of several."""
+    if value.startswith("["):
+        try:
+            several = json.loads(value)
+        except json.JSONDecodeError:
+            return (value,)
+        if several and all(isinstance(each, str) for each in several):
+            return tuple(each.strip() for each in several)
+    return (value,)

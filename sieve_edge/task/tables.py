@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sieve_edge.config import Source
 from sieve_edge.errors import EnvironmentMissing, TaskError
 from sieve_edge.resolve import package_file
+from sieve_edge.task_config import Source
 
 Row = dict[str, str]
 _HUB = "hf:"
@@ -31,7 +31,7 @@ def read_rows(source: Source) -> list[tuple[int, Row]]:
     rows = list(_hub_rows(source.path)) if source.path.startswith(_HUB) else _file_rows(source)
     if not rows:
         raise TaskError(f"{source.path}: the file is empty; it needs rows")
-    wanted = {source.text, source.label, *source.where}
+    wanted = {source.text, source.label, *source.columns.values(), *source.where, *source.where_not}
     for line, row in rows:
         missing = sorted(wanted - set(row))
         if missing:
@@ -41,7 +41,16 @@ def read_rows(source: Source) -> list[tuple[int, Row]]:
 
 def _file_rows(source: Source) -> list[tuple[int, Row]]:
     local = source.path.startswith("file:")
-    path = Path(source.path.removeprefix("file:")).expanduser() if local else package_file(source.path)
+    pattern = Path(source.path.removeprefix("file:")).expanduser() if local else package_file(source.path)
+    if pattern.is_file() or not set("*?[") & set(pattern.name):
+        return _one_file(source, pattern)
+    files = sorted(pattern.parent.glob(pattern.name))
+    if not files:
+        raise TaskError(f"{source.path}: no file fits ({pattern})")
+    return [row for file in files for row in _one_file(source, file)]
+
+
+def _one_file(source: Source, path: Path) -> list[tuple[int, Row]]:
     if not path.is_file():
         raise TaskError(f"{source.path}: file not found ({path})")
     readers: dict[str, Callable[[Path], Iterable[tuple[int, Row]]]] = {

@@ -12,24 +12,25 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from sieve_edge.config import Task
 from sieve_edge.errors import EnvironmentMissing
 from sieve_edge.files import read_json, write_json
 from sieve_edge.model.checkpoint import read_layout, save_checkpoint
 from sieve_edge.model.flat import TorchTextModel
 from sieve_edge.model.load import LoadedModel
 from sieve_edge.progress import Progress
-from sieve_edge.protocols import Float64
 from sieve_edge.recipe import Recipe, TuneRecipe
-from sieve_edge.task.evaluate import balanced_accuracy, fit_prior, measure, predict, relative_loss
-from sieve_edge.task.examples import Example, label_ids
-from sieve_edge.task.likelihood import label_log_likelihoods
+from sieve_edge.task.evaluate import relative_loss
+from sieve_edge.task.exam import LabelExam
+from sieve_edge.task.examiner import Examiner
+from sieve_edge.task.examples import Example
 from sieve_edge.tune.batches import (
+    Batches,
     answer_logits,
     answer_loss,
     distillation_loss,
     label_loss,
     make_batches,
+    mean_answer_loss,
 )
 from sieve_edge.tune.training import STATE, Schedule, train
 
@@ -41,7 +42,7 @@ def tune(
     loaded: LoadedModel,
     fused: Any,
     checkpoint: Path,
-    task: Task,
+    examiner: Examiner,
     splits: Mapping[str, Sequence[Example]],
     recipe: Recipe,
     out: Path,
@@ -57,7 +58,7 @@ def tune(
         loaded: Dense model.
         fused: Pruned model; changed in place.
         checkpoint: Its folder.
-        task: The task.
+        examiner: Says what is asked.
         splits: Examples; ``calibration`` to train on, ``selection`` to stop by, ``test`` and ``transfer`` to judge.
         recipe: Settings.
         out: Work folder.
@@ -67,16 +68,16 @@ def tune(
         Metrics for the manifest; ``kept`` says which factors the next stage takes.
     """
     wanted = recipe.tune
-    scorer = Scorer(loaded, task, splits, recipe, progress)
+    scorer = Scorer(loaded, examiner, splits, recipe, progress)
     before, _ = scorer.scores(fused, "untuned")
-    tuned, log = tune_model(fused, loaded, task, splits, recipe, scorer, out / "work", progress)
-    after, prior_L = scorer.scores(tuned, "tuned")
+    tuned, log = tune_model(fused, loaded, splits, recipe, scorer, out / "work", progress)
+    after, prior = scorer.scores(tuned, "tuned")
     scores = {"untuned": before, "tuned": after}
     if wanted.compare_dense:
         progress.say("  the dense model, tuned on the answers in the same way, for a fair comparison")
         dense = copy.deepcopy(loaded.model)
         on_answers = recipe.model_copy(update={"tune": wanted.model_copy(update={"loss": "answer"})})
-        tune_model(dense, loaded, task, splits, on_answers, scorer, out / "dense", progress)
+        tune_model(dense, loaded, splits, on_answers, scorer, out / "dense", progress)
         scores["dense_tuned"], _ = scorer.scores(dense, "tuned dense")
     lost = relative_loss(after["transfer"], before["transfer"])
     if lost > recipe.tolerance:
@@ -87,7 +88,7 @@ def tune(
         prompt = loaded.encode(splits["selection"][0].prompt)
         save_checkpoint(tuned, loaded.tokenizer, read_layout(checkpoint), prompt, out)
         sidecar = read_json(checkpoint / "sieve_edge.json")
-        sidecar["prior"]["pruned"] = prior_L.tolist()
+        sidecar["prior"]["pruned"] = prior
         sidecar["selection"]["pruned"] = after["selection"]
         write_json(out / "sieve_edge.json", sidecar)
     # Last, so that an interrupted run has something to go on from.
@@ -122,7 +123,7 @@ class Scorer:
     def __init__(
         self,
         loaded: LoadedModel,
-        task: Task,
+        examiner: Examiner,
         splits: Mapping[str, Sequence[Example]],
         recipe: Recipe,
         progress: Progress,
@@ -131,21 +132,15 @@ class Scorer:
 
         Args:
             loaded: Dense model, whose tokenizer is used.
-            task: The task.
+            examiner: Says what is asked.
             splits: Examples.
             recipe: Batch size, device.
             progress: Where progress is shown.
         """
         self._recipe = recipe
         self._progress = progress
-        self._answers = label_ids(task, loaded.encode)
-        self._splits = {
-            name: (
-                [loaded.encode(example.prompt) for example in splits[name]],
-                np.array([example.label for example in splits[name]]),
-            )
-            for name in ("selection", *UNSEEN)
-        }
+        self._exams = {name: examiner.exam(splits[name], loaded.backend, loaded.end) for name in ("selection", *UNSEEN)}
+        self._right = right_answers(loaded, splits["selection"][: recipe.search.part], recipe)
 
     def selection_loss(self, model: Any) -> float:
         """Score a model quickly, on the first part of the selection split.
@@ -154,13 +149,16 @@ class Scorer:
             model: transformers model.
 
         Returns:
-            Cross-entropy of the labels after prior correction, in nats.
+            In nats: cross-entropy of the labels after prior correction, or of the right answers' tokens where answers
+            are written.
         """
-        prompts, labels_N = self._splits["selection"]
-        count = self._recipe.search.part
-        return label_loss(self._likelihoods(model, prompts[:count]), labels_N[:count])
+        exam = self._exams["selection"].part(0, self._recipe.search.part)
+        if isinstance(exam, LabelExam):
+            answers = exam.take(TorchTextModel(model, self._recipe.device), self._recipe.search.batch_tokens)
+            return label_loss(np.asarray(answers), np.asarray(exam.labels))
+        return mean_answer_loss(model, self._right)
 
-    def scores(self, model: Any, name: str) -> tuple[dict[str, float], Float64]:
+    def scores(self, model: Any, name: str) -> tuple[dict[str, float], list[float]]:
         """Score a model on every split.
 
         Args:
@@ -168,27 +166,41 @@ class Scorer:
             name: What to call it, for people.
 
         Returns:
-            ``(split -> balanced accuracy after prior correction, the prior (L,))``.
+            ``(split -> score, of labels after prior correction; the prior)``.
         """
-        selection_NL = self._likelihoods(model, self._splits["selection"][0])
-        prior_L = fit_prior(selection_NL, self._splits["selection"][1])
-        found = {"selection": float(measure(selection_NL, self._splits["selection"][1])["corrected"])}
-        for split in UNSEEN:
-            prompts, labels_N = self._splits[split]
-            predicted_N = predict(self._likelihoods(model, prompts), prior_L)
-            found[split] = balanced_accuracy(predicted_N, labels_N, len(self._answers))
-        self._progress.say(f"  {name}: " + ", ".join(f"{split} {value:.4f}" for split, value in found.items()))
-        return found, prior_L
-
-    def _likelihoods(self, model: Any, prompts: Sequence[list[int]]) -> Float64:
+        found, prior = {}, []
         text_model = TorchTextModel(model, self._recipe.device)
-        return label_log_likelihoods(text_model, prompts, self._answers, self._recipe.search.batch_tokens)
+        for split, exam in self._exams.items():
+            with self._progress.task(f"score {name}, {split}", len(exam.prompts), "prompts") as advance:
+                answers = exam.take(text_model, self._recipe.search.batch_tokens, advance)
+            if split == "selection":
+                prior = exam.prior(answers)
+            found[split] = exam.grade(answers, prior).score
+        return found, prior
+
+
+def right_answers(loaded: LoadedModel, examples: Sequence[Example], recipe: Recipe) -> Batches:
+    """Put prompts with their right answers into batches.
+
+    Args:
+        loaded: Dense model, whose tokenizer is used.
+        examples: Examples.
+        recipe: Tokens of a batch, device.
+
+    Returns:
+        The batches.
+    """
+    return make_batches(
+        [loaded.encode(example.prompt) for example in examples],
+        [loaded.encode(example.answer, special=False) for example in examples],
+        recipe.tune.batch_tokens,
+        recipe.device,
+    )
 
 
 def tune_model(
     model: Any,
     loaded: LoadedModel,
-    task: Task,
     splits: Mapping[str, Sequence[Example]],
     recipe: Recipe,
     scorer: Scorer,
@@ -200,7 +212,6 @@ def tune_model(
     Args:
         model: transformers model.
         loaded: Dense model, to distil from; its tokenizer is used.
-        task: The task.
         splits: Examples; of them ``calibration`` is used.
         recipe: Settings.
         scorer: Says when to stop.
@@ -210,14 +221,8 @@ def tune_model(
     Returns:
         ``(the model, adapters merged, how it went)``.
     """
-    wanted, answers = recipe.tune, label_ids(task, loaded.encode)
-    examples = splits["calibration"]
-    prefix, batches = make_batches(
-        [loaded.encode(example.prompt) for example in examples],
-        [list(answers[example.label]) for example in examples],
-        wanted.batch_tokens,
-        recipe.device,
-    )
+    wanted, batched = recipe.tune, right_answers(loaded, splits["calibration"], recipe)
+    prefix, batches = batched.prefix, batched.batches
     steps = max(round(wanted.epochs * len(batches)), 1)
     work.mkdir(parents=True, exist_ok=True)
 

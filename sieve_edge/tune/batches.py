@@ -89,6 +89,25 @@ def answer_loss(logits_BKV: Tensor, batch: Batch) -> Tensor:
     return cross_entropy(logits_BKV.flatten(0, 1), batch.targets_BK.flatten(), ignore_index=_NONE)
 
 
+@torch.no_grad()
+def mean_answer_loss(model: Any, batches: Batches) -> float:
+    """Cross-entropy of the right answers' tokens over many batches.
+
+    Args:
+        model: transformers model.
+        batches: Prompts with their right answers.
+
+    Returns:
+        Mean over tokens, in nats.
+    """
+    total, tokens = 0.0, 0
+    for batch in batches.batches:
+        count = int((batch.targets_BK != _NONE).sum())
+        total += count * float(answer_loss(answer_logits(model, batches.prefix, batch), batch))
+        tokens += count
+    return total / tokens
+
+
 def distillation_loss(logits_BKV: Tensor, dense_BKV: Tensor, batch: Batch) -> Tensor:
     """KL divergence from the dense model's distributions at the answer positions.
 

@@ -9,7 +9,7 @@ import torch
 
 from sieve_edge.learn.projections import damped, project_input_side, project_output_side
 from sieve_edge.model.levels import rank_for
-from sieve_edge.task.evaluate import accuracy_interval, fit_prior, loss_interval, predict
+from sieve_edge.task.evaluate import fit_prior, grade_labels, loss_interval, score_interval
 
 FILE = Path(__file__).parent / "golden.json"
 
@@ -28,15 +28,15 @@ def values() -> dict[str, Any]:
     scores = rng.normal(size=(200, 2)) + np.eye(2)[labels] + [0.8, 0.0]
     worse = scores + rng.normal(size=(200, 2))
     prior = fit_prior(scores, labels)
-    dense, pruned = predict(scores, prior), predict(worse, prior)
+    dense, pruned = grade_labels(scores, labels, prior), grade_labels(worse, labels, prior)
     return {
         "fisher_error_input_side": project_input_side(weight, gram, metric_in, 1e-12).error_R.tolist(),
         "fisher_error_output_side": project_output_side(
             weight, weight @ gram @ weight.T, metric_out, 1e-12
         ).error_R.tolist(),
         "prior": prior.tolist(),
-        "accuracy_interval": accuracy_interval(dense, labels, 2, np.random.default_rng(0)),
-        "loss_interval": loss_interval(dense, pruned, labels, 2, np.random.default_rng(0)),
+        "accuracy_interval": score_interval(dense, np.random.default_rng(0)),
+        "loss_interval": loss_interval(dense, pruned, np.random.default_rng(0)),
         "ranks": [
             rank_for(factor, 960, 576, storage, 16)
             for storage in ("pair", "pivoted")

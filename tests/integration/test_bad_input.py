@@ -115,14 +115,14 @@ def test_too_few_calibration_tokens(options):
 
 def test_a_task_that_the_dense_model_cannot_do_is_refused(options, toy_task, tmp_path):
     task = changed_task(
-        toy_task, tmp_path, prompt="Nothing about it . {text} the screen is", labels={"0": " it", "1": " of"}
+        toy_task, tmp_path, prompt="Nothing about it . {{ text }} the screen is", labels={"0": " it", "1": " of"}
     )
     data = yaml.safe_load(task.read_text())
     rows = [f"the film was it number{index} of,{index % 2}" for index in range(700)]
     (tmp_path / "noise.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
     data["source"] = {"path": f"file:{tmp_path / 'noise.csv'}"}
     task.write_text(yaml.safe_dump(data))
-    one_line(command("build", *options(task=task)), 3, "majority baseline")
+    one_line(command("build", *options(task=task)), 3, "the score of always one label")
 
 
 def test_usage_errors_exit_2():

@@ -26,7 +26,13 @@ KEYS = (
         "drift.kl",
         "drift.top1",
     ),
-    *("kept_fraction.linears", "kept_fraction.model", "accuracy.majority", "seconds.calibrate", "seconds.validate"),
+    *(
+        "kept_fraction.linears",
+        "kept_fraction.model",
+        "accuracy.baseline.score",
+        "seconds.calibrate",
+        "seconds.validate",
+    ),
     *("loss.test", "loss.transfer", "loss.interval95", "size_mib.source", "size_mib.dense", "size_mib.pruned"),
     *("peak_memory_mib.dense", "peak_memory_mib.pruned"),
 )

@@ -14,7 +14,7 @@ from sieve_edge.model.resume import ResumableModel
 from sieve_edge.model.source import find_model
 from sieve_edge.model.switchable import install_switchable_, switch_
 from sieve_edge.model.walk import run_layer, start_walk
-from sieve_edge.task.divergence import Answered, answer_distributions, answer_greedily, divergence
+from sieve_edge.task.divergence import Answered, answer_distributions, divergence, with_answers
 from tests.pico import FAMILIES
 
 PREFIX = list(range(4, 24))
@@ -132,7 +132,7 @@ def test_divergence_is_taken_at_every_position_of_the_dense_answer(load):
     loaded = load("llama")
     model = TorchTextModel(loaded.model, "cpu")
     prompts = [PREFIX + row for rows in tails((3, 5)) for row in rows]
-    answered = answer_greedily(model, prompts, 3, end=None)
+    answered = with_answers(model, prompts, 3, lambda _: False, 64)
     ids = torch.tensor([prompts[0]])
     with torch.inference_mode():
         greedy = loaded.model.generate(ids, max_new_tokens=3, do_sample=False, eos_token_id=None)[0, len(prompts[0]) :]

@@ -43,7 +43,7 @@ def work(folder, name):
         return []
 
 
-@pytest.mark.parametrize("moment", ["dense_scores.npy", "moments.safetensors", "0.o.safetensors", "history.jsonl"])
+@pytest.mark.parametrize("moment", ["dense_answers.json", "moments.safetensors", "0.o.safetensors", "history.jsonl"])
 def test_killed_at_a_moment_it_goes_on_and_ends_the_same(pico, toy_task, toy_target, tmp_path, whole, moment):
     folder = tmp_path / "run"
     words = options(pico, toy_task, toy_target, folder)
@@ -62,7 +62,7 @@ def test_ctrl_c_ends_in_one_line_and_loses_nothing(pico, toy_task, toy_target, t
     folder = tmp_path / "run"
     words = options(pico, toy_task, toy_target, folder)
     process = start("fuse", *words)
-    while not work(tmp_path, "dense_scores.npy"):
+    while not work(tmp_path, "dense_answers.json"):
         assert process.poll() is None
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
@@ -70,7 +70,7 @@ def test_ctrl_c_ends_in_one_line_and_loses_nothing(pico, toy_task, toy_target, t
     assert process.returncode == 130
     assert errors.splitlines()[-1] == "interrupted: finished work is kept, and the same command goes on from there"
     assert "Traceback" not in errors
-    assert work(tmp_path, "dense_scores.npy")
+    assert work(tmp_path, "dense_answers.json")
 
 
 def test_a_truncated_artifact_is_refused_and_named(pico, toy_task, toy_target, tmp_path):

@@ -27,6 +27,7 @@ from sieve_edge.progress import Progress
 from sieve_edge.recipe import Recipe
 from sieve_edge.resolve import load_task
 from sieve_edge.search.space import plan_id
+from sieve_edge.task.examiner import Examiner
 from sieve_edge.task.examples import load_splits
 from tests.command import command
 from tests.pico import make_model, make_tokenizer
@@ -149,10 +150,10 @@ def test_the_checkpoint_and_the_exported_graph_are_the_fused_model(dense, family
         evaluations=1,
         tokens_scored=1,
     )
-    scores_NK = np.random.default_rng(0).normal(size=(len(selection), 2))
+    answers = np.random.default_rng(0).normal(size=(len(selection), 2)).tolist()
     checkpoint, exported = tmp_path / "checkpoint", tmp_path / "exported"
     # The stage counts parameters, saves, reloads and compares bit by bit.
-    metrics, fallbacks = fuse(loaded, bank, plan, scores_NK, task, selection, Recipe(), checkpoint, Progress())
+    metrics, fallbacks = fuse(loaded, bank, plan, answers, Examiner(task), selection, Recipe(), checkpoint, Progress())
     assert fallbacks == ()
     model, reloaded = fused_model(loaded, bank, "pivoted"), load_checkpoint(checkpoint, "cpu")
     assert torch.equal(logits(reloaded), logits(model))

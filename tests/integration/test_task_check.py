@@ -16,7 +16,9 @@ def test_a_task_is_shown_counted_and_asked(pico, toy_task):
     assert 3 < lengths["least"] <= lengths["median"] <= lengths["most"]
     assert facts["splits"]["calibration"]["prompt_tokens"]["median"] < lengths["median"], "transfer texts are longer"
     assert facts["shared_texts"] == 0
-    assert 5 < facts["right_of_ten"] <= 10
+    assert 0.5 < facts["score_of_ten"] <= 1
+    assert done.stderr.count("the dense model says '") == 10
+    assert facts["splits"]["test"]["cut"] == 0
     assert done.stderr.count("---\nText: ") == 3
 
 
@@ -26,4 +28,4 @@ def test_the_list_still_works_and_a_bad_task_is_one_line(toy_task, tmp_path):
     (tmp_path / "bad.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     done = command("tasks", "check", tmp_path / "bad.yaml")
     assert done.returncode == 3
-    assert "prompt: contains {text} 0 times" in done.stderr
+    assert "prompt: contains no {{ text }}" in done.stderr

@@ -15,7 +15,7 @@ from sieve_edge.errors import ArtifactError
 from sieve_edge.files import read_json
 from sieve_edge.progress import Progress
 from sieve_edge.report.markdown import write_report
-from sieve_edge.task.evaluate import balanced_accuracy
+from sieve_edge.task.examiner import Examiner
 from sieve_edge.task.likelihood import label_log_likelihoods
 from sieve_edge.validate import validate, workload_prompt
 from tests.tiny_onnx import WORDS, make_examples, make_target, make_task, write_folder
@@ -44,7 +44,7 @@ def run_validate(folders, out, target=None):
         folders["pruned"],
         folders["dense"],
         EXAMPLES,
-        make_task(),
+        Examiner(make_task()),
         target or make_target(),
         tolerance=0.05,
         seed=0,
@@ -59,7 +59,7 @@ def test_validate_reports_every_figure(folders, tmp_path):
     result = run_validate(folders, tmp_path / "out", target)
     assert read_json(tmp_path / "out" / "report.json") == json.loads(json.dumps(result))
     accuracy, loss, speed = result["accuracy"], result["loss"], result["timing"]
-    assert accuracy["majority"] == 0.5
+    assert accuracy["baseline"] == {"is": "always one label", "score": 0.5}
     assert accuracy["dense"]["test"]["raw"] == accuracy["dense"]["test"]["corrected"] > 0.8
     # The pruned model says "positive" to everything until the prior that it ships is added.
     assert accuracy["pruned"]["test"]["raw"] == 0.5
@@ -94,8 +94,8 @@ def test_accuracies_are_those_of_the_graph(folders, model, tmp_path):
     words = [["Review", ":", *item.text.split(), "Mood", ":"] for item in EXAMPLES["test"]]
     scores = label_log_likelihoods(model, [[WORDS.index(word) for word in row] for row in words], ANSWERS, 64)
     labels = np.asarray([item.label for item in EXAMPLES["test"]])
-    expected = balanced_accuracy(scores.argmax(1), labels, 2)
-    assert result["accuracy"]["dense"]["test"]["raw"] == expected
+    recalls = [(scores.argmax(1)[labels == label] == label).mean() for label in (0, 1)]
+    assert result["accuracy"]["dense"]["test"]["raw"] == pytest.approx(np.mean(recalls), abs=1e-12)
 
 
 def test_a_killed_validation_goes_on_where_it_was(folders, tmp_path, monkeypatch):
@@ -151,8 +151,19 @@ def test_workload_prompt_has_the_wanted_length():
 
 def test_an_artifact_of_another_task_is_refused(folders, tmp_path):
     task = make_task().model_copy(update={"labels": {"neg": " bad", "pos": " good"}})
-    with pytest.raises(ArtifactError, match=r"sieve_edge.json: made for labels .*task mood has"):
-        validate(folders["pruned"], folders["dense"], EXAMPLES, task, make_target(), 0.05, 0, 1.0, tmp_path, Progress())
+    with pytest.raises(ArtifactError, match=r"sieve_edge.json: made for metric .*task mood has"):
+        validate(
+            folders["pruned"],
+            folders["dense"],
+            EXAMPLES,
+            Examiner(task),
+            make_target(),
+            0.05,
+            0,
+            1.0,
+            tmp_path,
+            Progress(),
+        )
 
 
 def test_validate_runs_where_torch_is_not_installed(folders, tmp_path):
@@ -172,14 +183,16 @@ def test_validate_runs_where_torch_is_not_installed(folders, tmp_path):
         from pathlib import Path
         from sieve_edge.progress import Progress
         from sieve_edge.report.markdown import write_report
-        from sieve_edge.config import Target, Task
+        from sieve_edge.config import Target
+        from sieve_edge.task_config import Task
+        from sieve_edge.task.examiner import Examiner
         from sieve_edge.task.examples import Example
         from sieve_edge.validate import validate
         pruned, dense, task, target, out = sys.argv[1:]
         task, target, out = Task.model_validate_json(task), Target.model_validate_json(target), Path(out)
         rows = [Example("x", f"Review: {word} Mood:", label) for word, label in (("fine", 1), ("dull", 0))] * 2
-        result = validate(Path(pruned), Path(dense), {"test": rows, "transfer": rows}, task, target, 0.5, 0, 1.0, out,
-                          Progress())
+        splits = {"test": rows, "transfer": rows}
+        result = validate(Path(pruned), Path(dense), splits, Examiner(task), target, 0.5, 0, 1.0, out, Progress())
         write_report(result, out)
         assert not {"torch", "transformers"} & set(sys.modules)
         print("done")

@@ -7,13 +7,14 @@ from hypothesis import strategies as st
 
 from sieve_edge.search.uniform import bisect
 from sieve_edge.task.evaluate import (
-    accuracy_interval,
-    balanced_accuracy,
-    collapsed,
+    Grades,
     fit_prior,
+    grade_labels,
+    graded_loss,
     loss_interval,
     predict,
     relative_loss,
+    score_interval,
 )
 from sieve_edge.task.likelihood import length_batches, pad_left
 
@@ -44,20 +45,30 @@ def test_prior_makes_the_mean_probability_match_the_labels(data):
 @given(labelled)
 def test_always_the_majority_scores_one_over_classes(data):
     _, labels = data
-    guess = np.full_like(labels, 1)
-    assert balanced_accuracy(guess, labels, 3) == pytest.approx(1 / 3)
-    assert collapsed(guess)
+    grades = grade_labels(np.tile([0.0, 1.0, 0.0], (len(labels), 1)), labels, np.zeros(0))
+    assert grades.score == pytest.approx(1 / 3)
+    assert grades.collapsed
 
 
 @given(labelled)
 def test_intervals_hold_the_estimate_and_a_model_has_no_loss_against_itself(data):
     scores, labels = data
-    predicted = predict(scores)
+    grades = grade_labels(scores, labels, np.zeros(0))
     rng = np.random.default_rng(0)
-    low, high = accuracy_interval(predicted, labels, 3, rng)
-    assert low <= balanced_accuracy(predicted, labels, 3) <= high
-    if balanced_accuracy(predicted, labels, 3) > 0.2:
-        assert loss_interval(predicted, predicted, labels, 3, rng) == (0.0, 0.0)
+    low, high = score_interval(grades, rng)
+    assert low <= grades.score <= high
+    if grades.score > 0.2:
+        assert loss_interval(grades, grades, rng) == (0.0, 0.0)
+
+
+@given(st.integers(0, 1000))
+def test_answers_without_a_verdict_count_in_neither_model(seed):
+    rng = np.random.default_rng(seed)
+    dense, pruned = rng.random(40) + 0.1, rng.random(40)
+    groups = np.zeros(40, dtype=np.int64)
+    silent = np.where(np.arange(40) < 10, np.nan, pruned)
+    loss = graded_loss(Grades(dense, groups, False), Grades(silent, groups, False))
+    assert loss == pytest.approx(1 - pruned[10:].mean() / dense[10:].mean())
 
 
 def test_loss_is_relative():

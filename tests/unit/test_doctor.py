@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from sieve_edge.cli.doctor import doctor
-from sieve_edge.config import CalibrationSource
 from sieve_edge.resolve import load_task, shipped_targets
+from sieve_edge.task_config import CalibrationSource
 
 
 def _facts() -> dict:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from sieve_edge.config import Task
 from sieve_edge.errors import TaskError
 from sieve_edge.task.examples import count_by_source, load_splits, splits_sha256
+from sieve_edge.task_config import Task
 
 SIZES = {"calibration": 20, "selection": 20, "test": 20, "transfer": 20}
 
@@ -27,7 +27,7 @@ def make(tmp_path):
             "description": "A toy.",
             "source": {"path": f"file:{tmp_path / 'main.csv'}"},
             "transfer": {"path": f"file:{tmp_path / 'transfer.csv'}"},
-            "prompt": "Say: {text} :",
+            "prompt": "Say: {{ text }} :",
             "labels": {"0": " no", "1": " yes"},
             "splits": SIZES,
             **changes,

@@ -107,5 +107,7 @@ def test_weights_that_are_not_finite(folder: Path, value: float) -> None:
 
 
 def test_a_package_that_is_not_installed() -> None:
-    with pytest.raises(EnvironmentMissing, match="package 'no_such_package' is not installed; 'make demo'"):
+    with pytest.raises(
+        EnvironmentMissing, match="package 'no_such_package' is not installed; make demo or make demo-rag"
+    ):
         find_model("package:no_such_package/model.gguf")

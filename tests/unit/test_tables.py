@@ -7,9 +7,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from sieve_edge.config import Source
 from sieve_edge.errors import TaskError
 from sieve_edge.task.tables import read_rows
+from sieve_edge.task_config import Source
 
 ROWS = [{"text": "fine, really", "label": 1, "tags": ["a", "b"]}, {"text": "zwölf\nlines", "label": 0, "tags": None}]
 READ = [

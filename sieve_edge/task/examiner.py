@@ -1,0 +1,145 @@
+"""Makes exams of a task's examples for a model's tokenizer."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from sieve_edge.errors import TaskError
+from sieve_edge.protocols import Judge
+from sieve_edge.task.exam import Answers, Exam, LabelExam
+from sieve_edge.task.examples import Example, label_ids
+from sieve_edge.task.written import WrittenExam, screened
+from sieve_edge.task_config import JudgeSettings, Task
+
+
+@dataclass(frozen=True)
+class Examiner:
+    """Makes exams of a task's examples.
+
+    Attributes:
+        task: The task.
+        judge: Who grades written answers, for metric ``judge``.
+    """
+
+    task: Task
+    judge: Judge | None = None
+
+    def exam(self, examples: Sequence[Example], tokenizer: Tokenizer, end: int | None) -> Exam:
+        """Put examples into a model's tokens.
+
+        Args:
+            examples: Examples.
+            tokenizer: The model's tokenizer.
+            end: Token that ends an answer, if the model has one.
+
+        Returns:
+            The exam.
+        """
+        prompts = [tokenizer.encode(example.prompt).ids for example in examples]
+        if not self.task.writes:
+            labels = [example.label for example in examples]
+            return LabelExam(prompts, label_ids(self.task, encoder(tokenizer)), labels, end)
+        references = [example.references for example in examples]
+        questions = [example.prompt for example in examples]
+        metric = self.screen
+        return WrittenExam(prompts, references, questions, self.task, metric, tokenizer, end, self.judge)
+
+    def facts(self) -> dict[str, Any]:
+        """Say how the model is asked, for what travels with an artifact.
+
+        Returns:
+            JSON-compatible; where answers are written, ``labels`` is empty.
+        """
+        task = self.task
+        asked = {"prompt": task.prompt, "messages": [each.model_dump() for each in task.messages]}
+        written = {"max_new_tokens": task.max_new_tokens, "stop": list(task.stop)} if task.writes else {}
+        return {
+            "task": task.name,
+            **asked,
+            "metric": task.metric,
+            "labels": [*map(list, task.labels.items())],
+            **written,
+        }
+
+    @property
+    def screen(self) -> str:
+        """Metric that grades without a judge."""
+        if self.task.metric != "judge":
+            return self.task.metric
+        return (self.task.judge or JudgeSettings()).screen
+
+    def agreement(self, exam: Exam, answers: Answers) -> dict[str, float] | None:
+        """Say how often the judge and the exact comparison agree.
+
+        Args:
+            exam: An exam of this task.
+            answers: Answers to it.
+
+        Returns:
+            Fraction of the judged answers on which both say the same, and the score by exact match; None without a
+            judge.
+        """
+        if not isinstance(exam, WrittenExam) or exam.judge is None:
+            return None
+        judged_N = exam.grade(answers).credits_N
+        exact_N = replace(exam, judge=None, metric="exact_match").grade(answers).credits_N
+        said_N = ~np.isnan(judged_N)
+        return {"exact_match": float(exact_N.mean()), "agreement": float((judged_N == exact_N)[said_N].mean())}
+
+    def baseline(self, exam: Exam, examples: Sequence[Example]) -> tuple[str, float]:
+        """Find what could be had without reading the text.
+
+        Args:
+            exam: An exam of this task.
+            examples: Its examples.
+
+        Returns:
+            What it is, and its score: a label for everything, or the reference answer that suits most examples.
+        """
+        if not self.task.writes:
+            return "always one label", 1.0 / len(self.task.labels)
+        # The judge is spared: what the words alone are worth is near enough.
+        plain, references = screened(exam), [example.references for example in examples]
+        constants = sorted({of_one[0] for of_one in references})
+        scored = [(plain.grade([constant] * len(references)).score, constant) for constant in constants]
+        best, constant = max(scored)
+        return f"always '{constant}'", best
+
+
+def encoder(tokenizer: Tokenizer) -> Callable[..., list[int]]:
+    """Make a function of a tokenizer like ``LoadedModel.encode``.
+
+    Args:
+        tokenizer: Tokenizer.
+
+    Returns:
+        Function of a text and ``special``, whether the start token is added.
+    """
+
+    def encode(text: str, special: bool = True) -> list[int]:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=special).ids
+        return ids
+
+    return encode
+
+
+def check_lengths(exam: Exam, task: Task, limit: int | None) -> None:
+    """Refuse prompts that a model cannot hold.
+
+    Args:
+        exam: Exam of the task.
+        task: The task.
+        limit: Positions that the model has; None for any number.
+
+    Raises:
+        TaskError: If a prompt with its answer is longer.
+    """
+    longest = max(map(len, exam.prompts)) + task.max_new_tokens
+    if limit is not None and longest > limit:
+        raise TaskError(
+            f"task {task.name}: the longest prompt and answer take {longest} tokens, the model holds {limit}; set "
+            "max_words of its source"
+        )

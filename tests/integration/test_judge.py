@@ -1,0 +1,158 @@
+"""The judge against servers on loopback: real words, faults, ceilings, what is kept, and where the key never goes."""
+
+import math
+
+import pytest
+
+from sieve_edge.errors import EnvironmentMissing, JudgeError
+from sieve_edge.protocols import Asked
+from sieve_edge.task.judge import OpenAIJudge, parse_verdict
+from sieve_edge.task_config import JudgeSettings
+from tests.servers import fault_server, said, slow
+
+KEY = "sk-very-secret-0123456789"
+ASKED = [Asked(f"question {index}", f"answer {index}", ("right",)) for index in range(6)]
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch):
+    monkeypatch.setenv("SIEVE_TEST_KEY", KEY)
+
+
+def make(url, folder, **changes):
+    options = {"retries": 2, "timeout_s": 5.0, "concurrency": 1, **changes}
+    return OpenAIJudge(JudgeSettings(base_url=url, api_key_env="SIEVE_TEST_KEY", **options), folder / "v.sqlite")
+
+
+def right_if_even(number, body):
+    question = body["messages"][1]["content"]
+    return said("Correct." if int(question.split("question ")[1][0]) % 2 == 0 else "incorrect")
+
+
+def test_verdicts_are_asked_once_and_kept(tmp_path):
+    with fault_server(right_if_even) as (url, asked):
+        judge = make(url, tmp_path, concurrency=4)
+        assert judge.grade([*ASKED, ASKED[0]]) == [1, 0, 1, 0, 1, 0, 1]
+        assert len(asked) == 6, "the same answer twice is one call"
+        body, header = asked[0]
+        assert (body["temperature"], body["seed"], body["model"]) == (0, 0, "gpt-4o")
+        assert header == f"Bearer {KEY}"
+        again = make(url, tmp_path)
+        assert again.grade(ASKED) == [1, 0, 1, 0, 1, 0]
+        assert len(asked) == 6
+        assert again.facts() == {
+            "model": "gpt-4o",
+            "base_url": url,
+            "on disk": 6,
+            "refused": 0,
+            "unparsable": 0,
+        }
+        other = OpenAIJudge(
+            JudgeSettings(model="other", base_url=url, api_key_env="SIEVE_TEST_KEY"), tmp_path / "v.sqlite"
+        )
+        other.grade(ASKED[:1])
+        assert len(asked) == 7, "another judge is asked anew"
+
+
+@pytest.mark.parametrize("fault", [(429, {"error": {"message": "slow down"}}), (503, b"{}"), (200, None)])
+def test_passing_faults_are_tried_again(tmp_path, fault):
+    with fault_server(lambda number, body: fault if number % 2 == 0 else right_if_even(number, body)) as (url, asked):
+        assert make(url, tmp_path).grade(ASKED[:2]) == [1, 0]
+        assert len(asked) == 4
+
+
+def test_a_slow_judge_is_given_up_and_what_was_said_is_kept(tmp_path):
+    def reply(number, body):
+        return right_if_even(number, body) if number < 2 else slow(3.0, said("correct"))(number, body)
+
+    with fault_server(reply) as (url, asked):
+        judge = make(url, tmp_path, timeout_s=0.3, retries=1)
+        with pytest.raises(
+            JudgeError, match=r"no usable answer \(APITimeoutError\) after 1 retries; the verdicts so far"
+        ):
+            judge.grade(ASKED)
+    with fault_server(right_if_even) as (url2, asked):
+        # The same judge at the same address is the same key; the address is another here, so all is asked again.
+        make(url2, tmp_path).grade(ASKED)
+        assert len(asked) == 6
+
+
+def test_a_killed_build_asks_only_what_is_missing(tmp_path):
+    broken = {"on": True}
+
+    def reply(number, body):
+        return (500, b"{}") if broken["on"] and number >= 3 else right_if_even(number, body)
+
+    with fault_server(reply) as (url, asked):
+        with pytest.raises(JudgeError, match="status 500"):
+            make(url, tmp_path, retries=0).grade(ASKED)
+        broken["on"] = False
+        before = len(asked)
+        judge = make(url, tmp_path)
+        assert judge.grade(ASKED) == [1, 0, 1, 0, 1, 0]
+        assert len(asked) - before == 3
+        assert judge.facts()["calls"] == 3
+
+
+@pytest.mark.parametrize("garbage", [b"not json", b"[]", {"choices": []}, {"hello": 1}])
+def test_garbage_is_an_error_not_a_verdict(tmp_path, garbage):
+    with fault_server(lambda *_: (200, garbage)) as (url, _), pytest.raises(JudgeError, match="no usable answer"):
+        make(url, tmp_path, retries=0).grade(ASKED[:1])
+
+
+def test_refusals_and_other_words_are_counted_and_no_verdict(tmp_path):
+    words = [None, "I cannot say", "incorrect", "", "correct", "correct, I think"]
+    with fault_server(lambda number, _: said(words[number])) as (url, asked):
+        judge = make(url, tmp_path)
+        worth = judge.grade(ASKED)
+        assert [None if math.isnan(each) else each for each in worth] == [None, None, 0, None, 1, None]
+        assert (judge.facts()["refused"], judge.facts()["unparsable"]) == (2, 2)
+        judge.grade(ASKED)
+        assert (judge.facts()["refused"], judge.facts()["unparsable"]) == (2, 2), "each answer is counted once"
+        assert len(asked) == 6
+
+
+def test_ceilings_of_calls_and_money(tmp_path):
+    with fault_server(right_if_even) as (url, asked):
+        with pytest.raises(JudgeError, match=r"4 calls made; raise the task's judge\.max_calls"):
+            make(url, tmp_path, max_calls=4).grade(ASKED)
+        assert len(asked) == 4
+    prices = {"usd_per_million_prompt_tokens": 1e5, "usd_per_million_answer_tokens": 1e5}
+    with fault_server(right_if_even) as (url, asked):
+        judge = make(url, tmp_path, max_usd=2.0, **prices)
+        with pytest.raises(JudgeError, match=r"2\.2000 USD spent, judge\.max_usd is 2"):
+            judge.grade(ASKED)
+        assert len(asked) == 2
+        assert judge.facts()["usd"] == pytest.approx(2.2)
+
+
+@pytest.mark.parametrize("status", [401, 400, 404])
+def test_the_key_is_in_no_message_and_in_no_file(tmp_path, status, capfd):
+    echo = {"error": {"message": f"Incorrect API key provided: {KEY}", "code": "invalid_api_key"}}
+    with fault_server(lambda *_: (status, echo)) as (url, _):
+        kind = EnvironmentMissing if status == 401 else JudgeError
+        with pytest.raises(kind) as caught:
+            make(url, tmp_path).grade(ASKED[:1])
+    assert str(status) in str(caught.value)
+    assert KEY not in str(caught.value)
+    assert caught.value.__cause__ is None
+    with fault_server(right_if_even) as (url, _):
+        judge = make(url, tmp_path)
+        judge.grade(ASKED)
+        assert KEY not in str(judge.facts())
+    assert KEY.encode() not in (tmp_path / "v.sqlite").read_bytes()
+    assert KEY not in "".join(capfd.readouterr())
+
+
+def test_a_missing_key_says_which_variable(tmp_path, monkeypatch):
+    monkeypatch.delenv("SIEVE_TEST_KEY")
+    with pytest.raises(EnvironmentMissing, match="SIEVE_TEST_KEY is not set"):
+        make("http://127.0.0.1:9/v1", tmp_path).grade(ASKED[:1])
+
+
+@pytest.mark.parametrize(
+    ("words", "verdict"),
+    [("correct", 1), (" Incorrect.\n", 0), ('"correct"', 1), ("**incorrect**", 0), ("not correct", None), ("", None)],
+)
+def test_only_the_two_words_are_verdicts(words, verdict):
+    assert parse_verdict(words) == verdict

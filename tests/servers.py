@@ -1,0 +1,71 @@
+"""Servers on loopback that the judge and the endpoint scorer are tested against."""
+
+import json
+import threading
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+def said(words, prompt_tokens=10, answer_tokens=1):
+    message = {"role": "assistant", "content": words}
+    usage = {"prompt_tokens": prompt_tokens, "completion_tokens": answer_tokens, "total_tokens": 11}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    return 200, {
+        "id": "x",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "m",
+        "choices": [choice],
+        "usage": usage,
+    }
+
+
+@contextmanager
+def fault_server(reply):
+    """Serve chat completions: ``reply(number, request) -> (status, tree or bytes or None)``; None closes the door."""
+    asked = []
+    lock = threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with lock:
+                number = len(asked)
+                asked.append((body, self.headers["Authorization"]))
+            status, tree = reply(number, body)
+            if tree is None:
+                self.close_connection = True
+                self.connection.close()
+                return
+            data = tree if isinstance(tree, bytes) else json.dumps(tree).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            if status == 429:
+                self.send_header("retry-after-ms", "20")
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1", asked
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def slow(seconds, reply):
+    def later(number, body):
+        time.sleep(seconds)
+        return reply
+
+    return later

@@ -50,7 +50,7 @@ def _learn(run: Run, out: Path) -> Result:
 def _search(run: Run, out: Path) -> Result:
     from sieve_edge.model.bank import ProjectionBank
     from sieve_edge.model.statistics import CalibrationStats
-    from sieve_edge.search import search
+    from sieve_edge.search import foreseen_plans, search
     from sieve_edge.search.assemble import make_candidates, search_budgets, search_space
     from sieve_edge.search.budgets import shown
     from sieve_edge.search.executor import open_workers
@@ -60,6 +60,12 @@ def _search(run: Run, out: Path) -> Result:
     labels = label_ids(run.task, run.loaded.encode)
     answer_tokens = max((len(ids) for ids in labels), default=run.task.max_new_tokens)
     budgets = search_budgets(space, run.recipe.search, run.target.quantization, _times(run, space, out), answer_tokens)
+    if run.judge is not None:
+        plans, answers = foreseen_plans(run.recipe), len(run.splits["selection"])
+        run.progress.say(
+            f"  the judge is foreseen to see {plans} plans x {answers} answers, at most {plans * answers} calls; "
+            f"answers that it knows are free, and no more than {run.judge.max_calls} calls are made"
+        )
     for budget in budgets:
         run.progress.say(f"  {budget.told()}: the dense model has {shown(budget.dense(space))}")
     with open_workers(run.compute, run.recipe.threads) as workers:

@@ -1,10 +1,15 @@
 """Servers on loopback that the judge and the endpoint scorer are tested against."""
 
 import json
+import signal
+import socket
 import threading
 import time
+import urllib.request
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from tests.command import start
 
 
 def said(words, prompt_tokens=10, answer_tokens=1):
@@ -69,3 +74,32 @@ def slow(seconds, reply):
         return reply
 
     return later
+
+
+def free_port():
+    with socket.socket() as door:
+        door.bind(("127.0.0.1", 0))
+        return door.getsockname()[1]
+
+
+@contextmanager
+def serving(*words):
+    """Run ``sieve-edge serve`` until the block ends; yields its address."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    process = start("serve", *words, "--port", port)
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                with urllib.request.urlopen(f"{url}/health", timeout=1):  # noqa: S310 (our own server)
+                    break
+            except OSError:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    process.kill()
+                    raise AssertionError(process.communicate()[1]) from None
+                time.sleep(0.1)
+        yield f"{url}/v1"
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)

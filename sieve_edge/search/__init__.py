@@ -1,5 +1,6 @@
 """Stage: the smallest plan that keeps the task's score within the tolerance, among those scored."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -95,6 +96,23 @@ def search(
     candidates.drop_refits(keep=ranks if plan.refit else None)
     write_json(out / "plan.json", asdict(plan))
     return plan
+
+
+def foreseen_plans(recipe: Recipe) -> int:
+    """Foresee how many plans are scored on the whole selection split, at most in the common case.
+
+    Args:
+        recipe: Strategy and its settings.
+
+    Returns:
+        Plans; a search that finds nothing feasible goes on looking and scores more.
+    """
+    wanted = recipe.search
+    if wanted.strategy == "genetic":
+        return wanted.genetic.population * (wanted.genetic.patience + 1)
+    if wanted.strategy == "uniform":
+        return math.ceil(math.log2(len(recipe.grid) + 1)) + math.ceil(math.log2(1.0 / wanted.resolution)) + 1
+    return math.ceil(math.log2(1.0 / wanted.guided.ladder_step)) + wanted.guided.last_rungs
 
 
 def _uniform(space: SearchSpace, bank: ProjectionBank, candidates: Candidates, target: Target, recipe: Recipe) -> None:

@@ -118,8 +118,8 @@ def first_token_scores(told: dict[str, float], labels: Sequence[str]) -> list[fl
         labels: Answers.
 
     Returns:
-        Log-likelihood of the token that is the label; else of the tokens that begin this label and no other, their
-        probabilities added; ``OUTSIDE`` where there are none.
+        Log-likelihood of the token that is the label; else of the tokens that, space aside, begin this label and no
+        other, their probabilities added; ``OUTSIDE`` where there are none.
     """
     scores = []
     for label in labels:
@@ -129,7 +129,7 @@ def first_token_scores(told: dict[str, float], labels: Sequence[str]) -> list[fl
         mine = [
             value
             for token, value in told.items()
-            if token and [other for other in labels if other.startswith(token)] == [label]
+            if token.strip() and [other for other in labels if other.strip().startswith(token.strip())] == [label]
         ]
         scores.append(math.log(sum(map(math.exp, mine))) if mine else OUTSIDE)
     return scores

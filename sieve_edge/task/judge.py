@@ -53,6 +53,11 @@ class OpenAIJudge:
         self.usd = 0.0
         self._unjudged: dict[str, str] = {}
 
+    @property
+    def max_calls(self) -> int:
+        """Calls that may be made."""
+        return self._settings.max_calls
+
     def grade(self, asked: Sequence[Asked]) -> list[float]:
         """Judge answers; see ``Judge``. Calls that fail end it, and what was said before is kept.
 

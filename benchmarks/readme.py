@@ -49,7 +49,7 @@ def render(text: str) -> str:
     Returns:
         The README with every block between ``<!-- generated NAME -->`` and ``<!-- end -->`` written anew.
     """
-    parts = {"results": results, "help": help_text, "files": files}
+    parts = {"results": results, "search": search, "runtime": runtime, "help": help_text, "files": files}
 
     def block(match: re.Match[str]) -> str:
         return f"<!-- generated {match[1]} -->\n{parts[match[1]]()}\n<!-- end -->"
@@ -74,7 +74,7 @@ def _table(result: dict[str, Any]) -> str:
     for split in ("test", "transfer"):
         for kind in ("raw", "corrected"):
             cells = [f"{result['accuracy'][name][split][kind]:.3f}" for name in ("dense", "pruned")]
-            rows.append((f"balanced accuracy, {split}, {kind}", *cells))
+            rows.append((f"{result['metric'].replace('_', ' ')}, {split}, {kind}", *cells))
     for field, unit in (("time_per_answer_ms", "ms"), ("time_per_token_p50_ms", "ms"), ("prompt_tokens_per_s", "/s")):
         cells = [f"{result['timing'][name][field]:.1f}" for name in ("dense", "pruned")]
         rows.append((f"{field.replace('_', ' ').removesuffix(' ms').removesuffix(' per s')}, {unit}", *cells))
@@ -96,6 +96,41 @@ def _table(result: dict[str, Any]) -> str:
             *lines,
         ]
     )
+
+
+def search() -> str:
+    """Make the table of the search strategies.
+
+    Returns:
+        Markdown.
+    """
+    kept = read_json(RESULTS / "search.json")
+    columns = ("strategy", "kept_fraction", "selection_accuracy", "test_accuracy", "transfer_accuracy")
+    counts = ("evaluations", "tokens_scored")
+    lines = [[name.replace("_", " ") for name in (*columns, *counts)], ["---"] * len((*columns, *counts))]
+    for row in kept["rows"]:
+        figures = [f"{row[name]:.3f}" for name in columns[1:]]
+        lines.append([row["strategy"], *figures, *(f"{row[name]:,}" for name in counts)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def runtime() -> str:
+    """Make the table of speeds by runtime, weights and form, with two threads.
+
+    Returns:
+        Markdown.
+    """
+    file = RESULTS / "runtime.json"
+    if not file.is_file():
+        return "Not measured yet: `python -m benchmarks.runtime`."
+    columns = ("model", "runtime", "weights", "form", "kept", "MiB")
+    ratios = ("decode ratio", "decode bound", "prompt ratio", "prompt bound")
+    lines = [[*columns, *ratios], ["---"] * len((*columns, *ratios))]
+    for row in read_json(file)["rows"]:
+        if row["threads"] == 2:
+            words = [str(row[name]) for name in columns[:4]]
+            lines.append([*words, f"{row['kept']:.2f}", f"{row['MiB']:.0f}", *(f"{row[name]:.2f}" for name in ratios)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def help_text() -> str:

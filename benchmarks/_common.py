@@ -127,7 +127,6 @@ def finish(
     widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
     for line in cells:
         print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
-    packages = ("torch", "transformers", "numpy", "onnxruntime", "llama-cpp-python")
     document = {
         "benchmark": name,
         "quick": arguments.quick,
@@ -135,14 +134,33 @@ def finish(
         "model": demo.loaded.source.reference,
         "model_sha256": demo.loaded.source.sha256(),
         "splits_sha256": splits_sha256(demo.splits),
-        "versions": {package: metadata.version(package) for package in packages},
-        "machine": {"processor": _processor(), "system": platform.platform()},
+        "versions": versions(),
+        "machine": machine(),
         "seconds": round(time.perf_counter() - started, 1),
         "rows": list(rows),
     }
     RESULTS.mkdir(exist_ok=True)
     write_json(RESULTS / f"{name}.json", document)
     print(json.dumps(document, separators=(",", ":")))
+
+
+def versions() -> dict[str, str]:
+    """Name the versions that figures depend on.
+
+    Returns:
+        Package -> version.
+    """
+    packages = ("torch", "transformers", "numpy", "onnxruntime", "llama-cpp-python")
+    return {package: metadata.version(package) for package in packages}
+
+
+def machine() -> dict[str, str]:
+    """Name the machine that figures depend on.
+
+    Returns:
+        Processor and system.
+    """
+    return {"processor": _processor(), "system": platform.platform()}
 
 
 def _cell(value: Any) -> str:

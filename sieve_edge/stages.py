@@ -35,7 +35,11 @@ def _calibrate(run: Run, out: Path) -> Result:
     metrics = calibrate(
         run.loaded, run.examiner, run.splits["calibration"], run.splits["selection"], run.recipe, out, run.progress
     )
-    return {**metrics, "cut": cut_fractions(run.splits), **_judged(run)}, ()
+    cut = cut_fractions(run.splits)
+    if any(cut.values()):
+        told = ", ".join(f"{share:.0%} of {split}" for split, share in cut.items())
+        run.progress.say(f"  texts cut to max_words: {told}")
+    return {**metrics, "cut": cut, **_judged(run)}, ()
 
 
 def _learn(run: Run, out: Path) -> Result:

@@ -8,6 +8,7 @@ import yaml
 from sieve_edge.artifacts import read_manifest, read_plan
 from tests.command import command, last_json
 from tests.pico import make_bpe_tokenizer, make_pico
+from tests.servers import serving
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: make runtime")
 
@@ -42,6 +43,16 @@ def build(folder, model, task, **fields):
 @pytest.fixture(scope="module")
 def built(toy_task, model, tmp_path_factory):
     return build(tmp_path_factory.mktemp("gguf"), model, toy_task)
+
+
+def test_the_file_is_served_and_scores_what_validate_said(built, toy_task):
+    folder, _, done = built
+    with serving(folder) as address:
+        scored = command("evaluate", "--endpoint", address, "--task", toy_task)
+    assert scored.returncode == 0, scored.stderr
+    # Scored one by one there and in batches here, and llama.cpp's cache holds 16 bits.
+    expected = last_json(done)["accuracy"]["pruned"]["test"]["corrected"]
+    assert last_json(scored)["score"] == pytest.approx(expected, abs=0.011)
 
 
 @pytest.fixture(scope="module")

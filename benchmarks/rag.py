@@ -1,0 +1,100 @@
+"""The shipped RAG tasks, dense and pruned: ``python -m benchmarks.rag``; needs ``make demo-rag``.
+
+Each task is scored by the dense model in PyTorch on its test split, with the prior fitted on the selection split, and
+compared with what always giving one answer scores. Where the dense model is above that, it is pruned once by the
+build's own search, refitted, and scored again; where it is not, the row says so. ``--model`` names a larger one.
+"""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks._common import RESULTS, machine, versions
+from sieve_edge.files import read_json, write_json
+from sieve_edge.model.checkpoint import load_checkpoint
+from sieve_edge.model.flat import TorchTextModel
+from sieve_edge.model.source import find_model
+from sieve_edge.pipeline import build
+from sieve_edge.progress import Progress
+from sieve_edge.resolve import load_recipe, load_target, load_task
+from sieve_edge.run import Run
+from sieve_edge.task.evaluate import score_interval
+from sieve_edge.task.exam import RAW
+
+TASKS = ("boolq", "pubmedqa", "medmcqa", "disflqa")
+QUICK_EXAMPLES = 100
+
+
+def main() -> None:
+    """Run the benchmark; every task's figures are kept as soon as they are there."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="dense only, on the first examples")
+    parser.add_argument("--threads", type=int, default=2, help="torch threads (default 2)")
+    parser.add_argument("--model", help="any model (default: that of target x86-cpu)")
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS, help="which (default all)")
+    arguments = parser.parse_args()
+    for name in arguments.tasks:
+        started = time.perf_counter()
+        row = _row(name, arguments)
+        _keep(row, arguments)
+        print(f"{row} ({time.perf_counter() - started:.0f} s)", flush=True)
+
+
+def _row(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    torch.set_num_threads(arguments.threads)
+    target, task = load_target("x86-cpu"), load_task(name)
+    source = find_model(arguments.model or target.model)
+    recipe = load_recipe((f"threads={arguments.threads}",))
+    run = Run(source, task, target, recipe, Path("runs") / f"benchmark-rag-{source.name}-{name}", Progress())
+    row: dict[str, Any] = {"task": name, "model": source.name, "metric": task.metric}
+    dense = _score(run, run.loaded.model, arguments.quick)
+    row |= {f"dense_{key}": value for key, value in dense.items()}
+    above = dense["interval95"][0] > dense["baseline"]
+    row["above_baseline"] = above
+    if above and not arguments.quick:
+        build(run, "fuse")
+        pruned = _score(run, load_checkpoint(run.folder("fuse"), recipe.device), quick=False)
+        kept = read_json(run.folder("fuse") / "sieve_edge.json")["kept_fraction"]
+        row |= {"kept_linears": kept["linears"], "kept_model": kept["model"], "pruned_score": pruned["score"]}
+    return row
+
+
+def _score(run: Run, model: Any, quick: bool) -> dict[str, Any]:
+    count = QUICK_EXAMPLES if quick else None
+    text_model, prior, found = TorchTextModel(model, run.recipe.device), None, {}
+    for split in ("selection", "test"):
+        examples = run.splits[split][:count]
+        exam = run.examiner.exam(examples, run.loaded.backend, run.loaded.end)
+        with run.progress.task(f"score {run.task.name}, {split}", len(examples), "prompts") as advance:
+            answers = exam.take(text_model, run.recipe.search.batch_tokens, advance)
+        if prior is None:
+            prior = exam.prior(answers)
+            continue
+        grades = exam.grade(answers, prior)
+        told, baseline = run.examiner.baseline(exam, examples)
+        found = {
+            "examples": len(examples),
+            "raw": exam.grade(answers, RAW).score,
+            "score": grades.score,
+            "interval95": score_interval(grades, np.random.default_rng(0)),
+            "baseline": baseline,
+            "baseline_is": told,
+        }
+    return found
+
+
+def _keep(row: dict[str, Any], arguments: argparse.Namespace) -> None:
+    file = RESULTS / ("rag-quick.json" if arguments.quick else "rag.json")
+    document = read_json(file) if file.is_file() else {}
+    others = [old for old in document.get("rows", ()) if (old["task"], old["model"]) != (row["task"], row["model"])]
+    rows = sorted([*others, row], key=lambda each: (each["task"], each["model"]))
+    facts = {"benchmark": "rag", "quick": arguments.quick, "versions": versions(), "machine": machine()}
+    write_json(file, {**facts, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

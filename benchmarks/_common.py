@@ -46,7 +46,7 @@ class Demo:
         Returns:
             True after the end token.
         """
-        return ids[-1] == self.loaded.end
+        return ids[-1] in self.loaded.ends
 
     def prompts(self, split: str, count: int) -> list[list[int]]:
         """Tokenize prompts.

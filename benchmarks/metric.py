@@ -75,7 +75,7 @@ def _measure(
     examples = demo.splits["calibration"][-unseen:]
     prompts = [demo.loaded.encode(example.prompt) for example in examples]
     divergences = [_divergence(demo.loaded.model, pruned, prompt) for prompt in prompts[:100]]
-    exam = Examiner(demo.task).exam(examples, demo.loaded.backend, demo.loaded.end)
+    exam = Examiner(demo.task).exam(examples, demo.loaded.backend, demo.loaded.ends)
     answers = exam.take(TorchTextModel(pruned, "cpu"), demo.recipe.search.batch_tokens)
     return {
         "metric": name,

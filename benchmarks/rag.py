@@ -68,7 +68,7 @@ def _score(run: Run, model: Any, quick: bool) -> dict[str, Any]:
     text_model, prior, found = TorchTextModel(model, run.recipe.device), None, {}
     for split in ("selection", "test"):
         examples = run.splits[split][:count]
-        exam = run.examiner.exam(examples, run.loaded.backend, run.loaded.end)
+        exam = run.examiner.exam(examples, run.loaded.backend, run.loaded.ends)
         with run.progress.task(f"score {run.task.name}, {split}", len(examples), "prompts") as advance:
             answers = exam.take(text_model, run.recipe.search.batch_tokens, advance)
         if prior is None:

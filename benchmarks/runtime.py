@@ -7,11 +7,13 @@ ratios are to the dense form, paired by repeat, with 95 % intervals. ``decode bo
 shape is a random Llama.
 """
 
+import functools
+import json
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from benchmarks._common import Demo, finish, load_demo, options
+from benchmarks._common import Demo, finish, load_demo, machine, options, versions
 from sieve_edge.artifacts import MatrixSpec
 from sieve_edge.config import Target
 from sieve_edge.device.llama import GGUF
@@ -29,6 +31,7 @@ from sieve_edge.export import stored_weights
 from sieve_edge.export.quantize_gguf import quantize_gguf
 from sieve_edge.export.to_gguf import write_gguf
 from sieve_edge.export.to_onnx import write_graph
+from sieve_edge.files import digest, write_json
 from sieve_edge.model.factored import FactoredLinear, install_
 from sieve_edge.model.levels import Ranks, kept_params, ranks_at
 from sieve_edge.model.load import shared_copy
@@ -86,13 +89,25 @@ def main() -> None:
     started = time.perf_counter()
     demo = load_demo(arguments)
     rows: list[dict[str, Any]] = []
-    for setting in (SMALL[0], SMALL[4]) if arguments.quick else SMALL:
-        rows += _compare(setting, demo.loaded.model, demo, arguments)
-    if not arguments.quick:
-        large = _random_model(demo.loaded.model.config.vocab_size)
-        for setting in LARGE:
-            rows += _compare(setting, large, demo, arguments)
+    models = {
+        "SmolLM2": lambda: demo.loaded.model,
+        "1B shape": lambda: _random_model(demo.loaded.model.config.vocab_size),
+    }
+    makers = {name: functools.cache(make) for name, make in models.items()}
+    for setting in (SMALL[0], SMALL[4]) if arguments.quick else (*SMALL, *LARGE):
+        rows += _kept_rows(setting, makers[setting.model], demo, arguments)
     finish("runtime", demo, arguments, started, rows)
+
+
+def _kept_rows(setting: Setting, make: Callable[[], Any], demo: Demo, arguments: Namespace) -> list[dict[str, Any]]:
+    """Compare, or read what an interrupted benchmark left."""
+    asked = [asdict(setting), arguments.quick, arguments.threads, versions(), machine()]
+    file = Path("runs") / "benchmark-runtime" / f"{digest(asked)[:16]}.json"
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, _compare(setting, make(), demo, arguments))
+    rows: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
+    return rows
 
 
 def _compare(setting: Setting, model: Any, demo: Demo, arguments: Namespace) -> list[dict[str, Any]]:

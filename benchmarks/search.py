@@ -101,7 +101,7 @@ def _unseen(run: Run, name: str, model: Any, prior: list[float]) -> dict[str, fl
     accuracies = {}
     for split in ("test", "transfer"):
         examples = run.splits[split]
-        exam = run.examiner.exam(examples, run.loaded.backend, run.loaded.end)
+        exam = run.examiner.exam(examples, run.loaded.backend, run.loaded.ends)
         text_model = TorchTextModel(model, run.recipe.device)
         with run.progress.task(f"score {split}", len(examples), "prompts") as advance:
             answers = exam.take(text_model, run.recipe.search.batch_tokens, advance)

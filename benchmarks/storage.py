@@ -67,7 +67,7 @@ def _candidate(
     row |= {"largest coefficient": largest, "plain pairs among pivoted": len(fallbacks)}
     if not quick:
         examples = demo.splits["calibration"][-UNSEEN:]
-        exam = Examiner(demo.task).exam(examples, demo.loaded.backend, demo.loaded.end)
+        exam = Examiner(demo.task).exam(examples, demo.loaded.backend, demo.loaded.ends)
         answers = exam.take(TorchTextModel(model, "cpu"), demo.recipe.search.batch_tokens)
         row["unseen accuracy"] = exam.grade(answers).score
     return row, folder

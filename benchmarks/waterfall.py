@@ -181,7 +181,7 @@ def _accuracies(run: Run, folder: Path, runtime: Runtime) -> dict[str, float]:
     tokenizer, found = open_tokenizer(folder), {}
     prior: list[float] = []
     for split in ("selection", "test", "transfer"):
-        exam = run.examiner.exam(run.splits[split], tokenizer, None)
+        exam = run.examiner.exam(run.splits[split], tokenizer, ())
         model = runtime.open(folder, scoring_tokens(exam.prompts, [[0]], run.recipe.search.batch_tokens))
         with run.progress.task(f"score {split}", len(exam.prompts), "prompts") as advance:
             answers = exam.take(model, run.recipe.search.batch_tokens, advance)

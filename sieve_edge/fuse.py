@@ -62,15 +62,15 @@ def fuse(
     layout, fallbacks, largest = install_plan_(model, loaded.specs, bank, plan.ranks, plan.storage)
     kept = _check_params(model, loaded, layout, plan.ranks)
     save_checkpoint(model, loaded.tokenizer, layout, loaded.encode(selection[0].prompt), out)
-    exam = examiner.exam(selection, loaded.backend, loaded.end)
+    exam = examiner.exam(selection, loaded.backend, loaded.ends)
     with progress.task("score the fused model", len(selection), "prompts") as advance:
         answers = exam.take(TorchTextModel(model, recipe.device), recipe.search.batch_tokens, advance)
     grades = exam.grade(answers)
     scores = {"dense": exam.grade(dense_answers).score, "pruned": grades.score}
-    end = None if loaded.end is None else loaded.backend.id_to_token(loaded.end)
     sidecar = {
         **examiner.facts(),
-        "end": end,
+        "ends": [loaded.backend.id_to_token(token) for token in loaded.ends],
+        "positions": loaded.positions,
         "chat": None if loaded.chat is None else asdict(loaded.chat),
         "prior": {"dense": exam.prior(dense_answers), "pruned": exam.prior(answers)},
         "kept_fraction": kept,

@@ -62,11 +62,13 @@ class Chat:
     Attributes:
         template: The model's chat template.
         start: Text of the start token, empty if there is none.
+        end: Text of the token that ends a message, empty if there is none.
         adds_start: Whether the tokenizer puts it before every text by itself.
     """
 
     template: str
     start: str = ""
+    end: str = ""
     adds_start: bool = False
 
 

@@ -218,7 +218,9 @@ def _validated(kind: type[Config], tree: dict[str, Any], source: str) -> Config:
 
 def _one_problem(kind: type[Strict], item: Any) -> str:
     path = ".".join(str(part) for part in item["loc"])
-    value = "" if item["type"] in ("missing", "extra_forbidden") else f" (got {item['input']!r})"
+    # An address may hold a key.
+    told = item["type"] not in ("missing", "extra_forbidden") and "base_url" not in item["loc"]
+    value = f" (got {item['input']!r})" if told else ""
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
         message = f"unknown field; known: {', '.join(kind.model_fields)}" if len(item["loc"]) == 1 else "unknown field"

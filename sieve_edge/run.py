@@ -64,7 +64,8 @@ class Run:
         """Who judges written answers, for metric ``judge``; verdicts are shared by runs."""
         if self.task.metric != "judge":
             return None
-        return OpenAIJudge(self.task.judge or JudgeSettings(), self.root.parent / "shared" / "verdicts.sqlite")
+        kept = self.root.parent / "shared" / "verdicts.sqlite"
+        return OpenAIJudge(self.task.judge or JudgeSettings(), kept, self.root.name)
 
     @property
     def examiner(self) -> Examiner:

@@ -31,7 +31,9 @@ Result = tuple[Mapping[str, Any], tuple[str, ...]]
 
 def _calibrate(run: Run, out: Path) -> Result:
     from sieve_edge.calibrate import calibrate
+    from sieve_edge.task.examiner import check_lengths
 
+    check_lengths(run.task, run.splits, run.loaded.backend, run.loaded.positions)
     metrics = calibrate(
         run.loaded, run.examiner, run.splits["calibration"], run.splits["selection"], run.recipe, out, run.progress
     )
@@ -65,10 +67,12 @@ def _search(run: Run, out: Path) -> Result:
     answer_tokens = max((len(ids) for ids in labels), default=run.task.max_new_tokens)
     budgets = search_budgets(space, run.recipe.search, run.target.quantization, _times(run, space, out), answer_tokens)
     if run.judge is not None:
-        plans, answers = foreseen_plans(run.recipe), len(run.splits["selection"])
+        plans, sizes = foreseen_plans(run.recipe), {name: len(split) for name, split in run.splits.items()}
+        after = sizes["selection"] + 2 * (sizes["test"] + sizes["transfer"])
         run.progress.say(
-            f"  the judge is foreseen to see {plans} plans x {answers} answers, at most {plans * answers} calls; "
-            f"answers that it knows are free, and no more than {run.judge.max_calls} calls are made"
+            f"  the judge is foreseen to be shown {plans} plans x {sizes['selection']} answers = "
+            f"{plans * sizes['selection']} by the search and {after} afterwards; answers that it knows cost no call, "
+            f"and this build makes no more than {run.judge.settings.max_calls} calls in all"
         )
     for budget in budgets:
         run.progress.say(f"  {budget.told()}: the dense model has {shown(budget.dense(space))}")
@@ -132,7 +136,7 @@ def _fuse(run: Run, out: Path) -> Result:
     recipe, plan = run.recipe, read_plan(run.folder("search"), run.plan)
     examples = run.splits["calibration"][: recipe.search.refit_prompts]
     prompts = [run.loaded.encode(example.prompt) for example in examples]
-    exam = run.examiner.exam(examples[:1], run.loaded.backend, run.loaded.end)
+    exam = run.examiner.exam(examples[:1], run.loaded.backend, run.loaded.ends)
     settings = refit_settings(CalibrationStats(run.folder("calibrate")), run.loaded.specs, recipe.learn.gradient_weight)
     batches = refit_prompts(run.loaded, prompts, exam, run.task, recipe)
     bank = refitted_bank(run.loaded, run.folder("learn"), run.folder("search"), plan, *batches, settings)

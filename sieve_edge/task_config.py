@@ -4,10 +4,12 @@ Every field's description is the reference for the YAML files.
 """
 
 import re
+import urllib.parse
 from typing import Annotated, Literal
 
 import jinja2
 import jinja2.meta
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import Field, field_validator, model_validator
 
 from sieve_edge.config import PositiveFloat, PositiveInt, Strict
@@ -17,7 +19,10 @@ TEXT = "text"
 
 LABEL_METRIC = "balanced_accuracy"
 TextMetricName = Literal["exact_match", "token_f1", "contains", "regex", "json_field", "rouge_l"]
-TEMPLATES = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)  # noqa: S701 (prompts are no HTML)
+TEMPLATES = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+"""Of prompts; sandboxed, since a task's file may come from someone else."""
+
+OPENAI_URL = "https://api.openai.com/v1"
 
 
 class Source(Strict):
@@ -100,7 +105,7 @@ class JudgeSettings(Strict):
     """A model behind an OpenAI-compatible endpoint that says whether an answer is correct; metric: judge."""
 
     model: str = Field("gpt-4o", description="Name of the judge; the paper's is GPT-4o.")
-    base_url: str | None = Field(None, description="Endpoint, up to and with /v1; left out, OpenAI's.")
+    base_url: str = Field(OPENAI_URL, description="Endpoint, up to and with /v1, without a key in it.")
     api_key_env: str = Field(
         "OPENAI_API_KEY", description="Environment variable that holds the key; it is never written down."
     )
@@ -109,14 +114,27 @@ class JudgeSettings(Strict):
     retries: Annotated[int, Field(ge=0)] = Field(
         5, description="Further tries after status 408, 409, 429 or 5xx, or a lost connection, with growing waits."
     )
-    max_calls: PositiveInt = Field(20_000, description="Calls that one build may make; answers kept on disk are free.")
+    max_calls: PositiveInt = Field(
+        20_000, description="Calls that one build may make, tries included, however often it is resumed."
+    )
     max_usd: PositiveFloat | None = Field(None, description="Money that one build may spend; needs both prices.")
+    max_answer_tokens: PositiveInt = Field(
+        8, description="Most tokens of a verdict; more for a judge that thinks aloud before it."
+    )
+    answer_limit: Literal["max_tokens", "max_completion_tokens"] = Field(
+        "max_tokens", description="Name that the endpoint has for that limit."
+    )
     usd_per_million_prompt_tokens: PositiveFloat | None = Field(None, description="Price of what the judge reads.")
     usd_per_million_answer_tokens: PositiveFloat | None = Field(None, description="Price of what the judge writes.")
     seed: int = Field(0, description="Seed that the judge is asked to use; its temperature is 0.")
     screen: TextMetricName = Field(
         "token_f1", description="Metric that a candidate must hold on the first part before the judge sees its answers."
     )
+
+    @field_validator("base_url")
+    @classmethod
+    def _no_secret(cls, value: str) -> str:
+        return checked_url(value)
 
     @model_validator(mode="after")
     def _prices_for_a_ceiling(self) -> "JudgeSettings":
@@ -246,6 +264,26 @@ class Task(Strict):
         if self.judge is not None and self.metric != "judge":
             problems.append(f"judge: goes with metric judge, the metric is {self.metric}")
         return problems
+
+
+def checked_url(value: str) -> str:
+    """Check the address of an endpoint; it is written down, so that it may hold no key.
+
+    Args:
+        value: Address.
+
+    Returns:
+        The same.
+
+    Raises:
+        ValueError: If it is no address, or holds a user or a query.
+    """
+    parts = urllib.parse.urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must begin with http:// or https:// and name a host")
+    if parts.username or parts.password or parts.query:
+        raise ValueError(f"the address of {parts.hostname} holds a user or a query; keys go into the environment")
+    return value
 
 
 def _checked_pattern(value: str | None) -> str | None:

@@ -13,7 +13,7 @@ import numpy as np
 from sieve_edge.config import Target
 from sieve_edge.device.checks import kl_limit, make_checks
 from sieve_edge.device.process import run_worker
-from sieve_edge.device.runtimes import WEIGHTS, open_tokenizer
+from sieve_edge.device.runtimes import WEIGHTS, end_tokens, open_tokenizer
 from sieve_edge.errors import ArtifactError
 from sieve_edge.files import digest, read_json, write_json
 from sieve_edge.progress import Progress
@@ -88,7 +88,7 @@ def validate(
     """
     facts = _read_facts(artifact, examiner.task)
     folders = {"dense": dense, "pruned": artifact}
-    exams = {name: _exams(folder, examples, examiner, facts["end"]) for name, folder in folders.items()}
+    exams = {name: _exams(folder, examples, examiner, facts["ends"]) for name, folder in folders.items()}
     device = _Device(target, out, progress)
     # First, since it shows within seconds that the runtime loads the file and computes what it should.
     drift = device.run(
@@ -166,11 +166,11 @@ def _read_facts(artifact: Path, task: Task) -> dict[str, Any]:
 
 
 def _exams(
-    folder: Path, examples: Mapping[str, Sequence[Example]], examiner: Examiner, end: str | None
+    folder: Path, examples: Mapping[str, Sequence[Example]], examiner: Examiner, ends: Sequence[str]
 ) -> dict[str, Exam]:
     """Put each split into the tokens of an exported folder, as the artifact's users will."""
     tokenizer = open_tokenizer(folder)
-    last = None if end is None else tokenizer.token_to_id(end)
+    last = end_tokens(tokenizer, ends)
     return {split: examiner.exam(examples[split], tokenizer, last) for split in SPLITS}
 
 
@@ -184,7 +184,7 @@ def _answers(
         for split, exam in exams[name].items():
             job: dict[str, Any] = {"folder": str(folder), "prompts": list(exam.prompts), "batch_tokens": BATCH_TOKENS}
             if isinstance(exam, WrittenExam):
-                job |= {"job": "write", "new_tokens": task.max_new_tokens, "stop": list(task.stop), "end": exam.end}
+                job |= {"job": "write", "new_tokens": task.max_new_tokens, "stop": list(task.stop), "ends": exam.ends}
             elif isinstance(exam, LabelExam):
                 job |= {"job": "score", "answers": list(exam.answer_ids)}
             answers[name][split] = device.run(f"answers-{name}-{split}", len(exam.prompts), "prompts", **job)["answers"]

@@ -53,7 +53,7 @@ def trim_vocabulary(
     smaller = smaller_vocabulary(loaded, examiner.task, splits, recipe)
     before = count_params(model)
     smaller.trim_(model)
-    exam = examiner.exam(splits["selection"], smaller.tokenizer.backend_tokenizer, smaller.tokenizer.eos_token_id)
+    exam = examiner.exam(splits["selection"], smaller.tokenizer.backend_tokenizer, smaller.ends(loaded))
     save_checkpoint(model, smaller.tokenizer, read_layout(checkpoint), exam.prompts[0], out)
     with progress.task("score with the smaller vocabulary", len(exam.prompts), "prompts") as advance:
         answers = exam.take(TorchTextModel(model, recipe.device), recipe.search.batch_tokens, advance)
@@ -94,6 +94,17 @@ class SmallerVocabulary:
         """
         ids: list[int] = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=special).ids
         return ids
+
+    def ends(self, loaded: LoadedModel) -> tuple[int, ...]:
+        """Find the tokens that end an answer.
+
+        Args:
+            loaded: Dense model.
+
+        Returns:
+            Their new ids.
+        """
+        return tuple(self.kept.index(token) for token in loaded.ends if token in self.kept)
 
     def trim_(self, model: Any) -> None:
         """Trim a model, in place.

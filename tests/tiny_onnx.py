@@ -73,7 +73,8 @@ def write_folder(folder: Path, noise=0.0, bias=0.0, work=0, prior=(0.0, 0.0)):
     facts = {
         "metric": "balanced_accuracy",
         "labels": [list(item) for item in LABELS.items()],
-        "end": None,
+        "ends": [],
+        "positions": None,
         "chat": None,
         "prior": {"dense": [0.0, 0.0], "pruned": list(prior)},
         "kept_fraction": {"linears": 0.5, "model": 0.7},

@@ -22,7 +22,7 @@ from sieve_edge.progress import Progress
 from sieve_edge.recipe import Recipe
 from sieve_edge.task.evaluate import score_interval
 from sieve_edge.task.exam import DENSE_ANSWERS, RAW
-from sieve_edge.task.examiner import Examiner, check_lengths
+from sieve_edge.task.examiner import Examiner
 from sieve_edge.task.examples import Example, count_by_source
 from sieve_edge.task_config import Task
 
@@ -60,7 +60,7 @@ def calibrate(
     task = examiner.task
     dense = _score_dense(loaded, examiner, selection, recipe, out, progress)
     prompts, tokens = _prompts(loaded, task, calibration, recipe)
-    ended = examiner.exam(calibration[:1], loaded.backend, loaded.end).ended
+    ended = examiner.exam(calibration[:1], loaded.backend, loaded.ends).ended
     state = out / "moments.safetensors"
     sums, done = load_moments(state)
     moments = Moments()
@@ -86,8 +86,7 @@ def _score_dense(
     loaded: LoadedModel, examiner: Examiner, selection: Sequence[Example], recipe: Recipe, out: Path, progress: Progress
 ) -> dict[str, Any]:
     task, file = examiner.task, out / DENSE_ANSWERS
-    exam = examiner.exam(selection, loaded.backend, loaded.end)
-    check_lengths(exam, task, getattr(loaded.model.config, "max_position_embeddings", None))
+    exam = examiner.exam(selection, loaded.backend, loaded.ends)
     if not file.is_file():
         model = TorchTextModel(loaded.model, recipe.device)
         with progress.task("score dense", len(selection), "prompts") as advance:

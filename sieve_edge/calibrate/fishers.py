@@ -89,7 +89,7 @@ def _answered(
     loaded: LoadedModel, examiner: Examiner, examples: Sequence[Example], recipe: Recipe
 ) -> tuple[list[Answered], list[int]]:
     """Find the positions whose loss counts: where labels differ, or all of the model's own answer."""
-    exam = examiner.exam(examples, loaded.backend, loaded.end)
+    exam = examiner.exam(examples, loaded.backend, loaded.ends)
     if isinstance(exam, LabelExam):
         common = _common_tokens(exam.answer_ids)
         prompts = [(*prompt, *exam.answer_ids[0][:common]) for prompt in exam.prompts]

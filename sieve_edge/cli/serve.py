@@ -9,7 +9,7 @@ import click
 from sieve_edge.errors import ArtifactError
 
 if TYPE_CHECKING:
-    from sieve_edge.device.serve import Served
+    from sieve_edge.device.replies import Served
 
 CONTEXT_TOKENS = 4096
 
@@ -61,8 +61,8 @@ def open_served(run: Path, model: str, threads: int | None, context_tokens: int,
     """
     from sieve_edge.artifacts import MANIFEST, read_manifest
     from sieve_edge.device.completions import label_prior
-    from sieve_edge.device.runtimes import Runtime, open_tokenizer
-    from sieve_edge.device.serve import Served
+    from sieve_edge.device.replies import Served
+    from sieve_edge.device.runtimes import Runtime, end_tokens, open_tokenizer
     from sieve_edge.files import read_json
     from sieve_edge.protocols import Chat
     from sieve_edge.validate import FACTS
@@ -75,12 +75,12 @@ def open_served(run: Path, model: str, threads: int | None, context_tokens: int,
     tokenizer = open_tokenizer(folder)
     labels = [tokenizer.encode(answer, add_special_tokens=False).ids for _, answer in facts["labels"]]
     bias = label_prior(labels, facts["prior"][model] if prior else [])
+    held = min(context_tokens, facts["positions"] or context_tokens)
     runtime = Runtime(target["runtime"], threads or target["threads"], target["execution_provider"])
     # llama.cpp shares the context between the prompt that is answered and the one before it.
-    opened = runtime.open(folder, 2 * context_tokens)
-    end = None if facts["end"] is None else tokenizer.token_to_id(facts["end"])
+    opened = runtime.open(folder, 2 * held)
     chat = None if facts["chat"] is None else Chat(**facts["chat"])
-    return Served(f"{run.name}-{model}", opened, tokenizer, end, bias, chat, context_tokens)
+    return Served(f"{run.name}-{model}", opened, tokenizer, end_tokens(tokenizer, facts["ends"]), bias, chat, held)
 
 
 @click.command()
@@ -98,7 +98,7 @@ def open_served(run: Path, model: str, threads: int | None, context_tokens: int,
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the splits.")
 @click.option("--top", type=click.IntRange(1, 20), default=20, show_default=True, help="Log-probabilities asked for.")
 @click.option("--concurrency", type=click.IntRange(min=1), default=4, show_default=True, help="Calls at a time.")
-@click.option("--api-key-env", default="OPENAI_API_KEY", show_default=True, help="Environment variable with the key.")
+@click.option("--api-key-env", metavar="NAME", help="Environment variable with the key; default: none is sent.")
 def evaluate(
     endpoint: str,
     task: str,
@@ -108,7 +108,7 @@ def evaluate(
     seed: int,
     top: int,
     concurrency: int,
-    api_key_env: str,
+    api_key_env: str | None,
 ) -> None:
     """Score any OpenAI-compatible server on a task.
 
@@ -119,13 +119,18 @@ def evaluate(
     from sieve_edge.task.endpoint import Endpoint, evaluate_endpoint
     from sieve_edge.task.examples import load_splits
     from sieve_edge.task.judge import OpenAIJudge
-    from sieve_edge.task_config import JudgeSettings
+    from sieve_edge.task_config import JudgeSettings, checked_url
 
+    try:
+        checked_url(endpoint)
+    except ValueError as error:
+        raise click.UsageError(f"--endpoint: {error}") from error
     the_task = load_task(task)
     examples = load_splits(the_task, seed)[split][:limit]
     judge = None
     if the_task.metric == "judge":
-        judge = OpenAIJudge(the_task.judge or JudgeSettings(), Path("runs") / "shared" / "verdicts.sqlite")
+        kept = Path("runs") / "shared" / "verdicts.sqlite"
+        judge = OpenAIJudge(the_task.judge or JudgeSettings(), kept, f"evaluate {endpoint}")
     server = Endpoint(endpoint, model, api_key_env, concurrency, top)
     with Progress().task("ask", len(examples), "prompts") as advance:
         facts = evaluate_endpoint(server, the_task, examples, judge, advance)

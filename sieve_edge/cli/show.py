@@ -50,6 +50,7 @@ def check(task: str, model: str | None, target: str) -> None:
     """
     from sieve_edge.model.load import load_model, read_chat
     from sieve_edge.model.source import find_model
+    from sieve_edge.task.examiner import check_lengths
     from sieve_edge.task.examples import cut_fractions, load_splits
 
     the_task, source = load_task(task), find_model(model or load_target(target).model)
@@ -57,6 +58,7 @@ def check(task: str, model: str | None, target: str) -> None:
     for example in splits["calibration"][:SHOWN]:
         click.echo(f"---\n{example.prompt}{example.answer}", err=True)
     loaded = load_model(source, "cpu")
+    check_lengths(the_task, splits, loaded.backend, loaded.positions)
     said, score = _ten_answers(the_task, splits["selection"][:SCORED], loaded)
     cut = cut_fractions(splits)
     facts: dict[str, Any] = {
@@ -100,7 +102,7 @@ def _ten_answers(task: "Task", examples: "Sequence[Example]", loaded: "LoadedMod
     from sieve_edge.task.exam import RAW
     from sieve_edge.task.examiner import Examiner
 
-    exam = Examiner(task).exam(examples, loaded.backend, loaded.end)
+    exam = Examiner(task).exam(examples, loaded.backend, loaded.ends)
     answers = exam.take(TorchTextModel(loaded.model, "cpu"), 1024)
     worth_N = exam.grade(answers, RAW).credits_N
     labels = [answer.strip() for answer in task.labels.values()]

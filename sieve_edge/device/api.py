@@ -15,7 +15,7 @@ class Asked(BaseModel):
     model: str | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] | None = None
     stop: str | Stops | None = None
     stream: bool = False
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
@@ -29,7 +29,7 @@ class Asked(BaseModel):
 class Completion(Asked):
     """``POST /v1/completions``."""
 
-    prompt: str | list[int] | list[str]
+    prompt: str | list[Annotated[int, Field(ge=0)]] | list[str]
     max_tokens: Annotated[int, Field(ge=1)] = _DEFAULT_TOKENS
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
 

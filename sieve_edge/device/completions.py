@@ -3,7 +3,7 @@
 Dimension key: V vocabulary.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,7 +22,7 @@ class Sampling:
         top_p: Share of the probability that tokens are drawn from, the likeliest first.
         top: How many of the likeliest tokens are told of each position.
         bias: Token -> what is added to its logit.
-        seed: Seed of what is drawn.
+        seed: Seed of what is drawn; None for another draw each time.
     """
 
     max_tokens: int
@@ -30,7 +30,7 @@ class Sampling:
     top_p: float = 1.0
     top: int = 0
     bias: Mapping[int, float] = field(default_factory=dict)
-    seed: int = 0
+    seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def label_prior(answer_ids: Sequence[Sequence[int]], prior: Sequence[float]) -> 
         prior: Bias of each label; empty for none.
 
     Returns:
-        The correction. Where two labels go on with one token, which then stands for both, theirs is not changed.
+        The correction; none where two labels go on with one token, which then stands for both.
     """
     if not prior:
         return LabelPrior((), {})
@@ -88,12 +88,14 @@ def label_prior(answer_ids: Sequence[Sequence[int]], prior: Sequence[float]) -> 
     while len({tuple(ids[: common + 1]) for ids in answer_ids}) == 1:
         common += 1
     following = [ids[common] for ids in answer_ids]
-    bias = {token: float(each) for token, each in zip(following, prior, strict=True) if following.count(token) == 1}
+    if len(set(following)) < len(following):
+        return LabelPrior((), {})
+    bias = {token: float(each) for token, each in zip(following, prior, strict=True)}
     return LabelPrior(tuple(answer_ids[0][:common]), bias)
 
 
 def complete(
-    model: TextModel, prompt: Sequence[int], sampling: Sampling, prior: LabelPrior, end: int | None
+    model: TextModel, prompt: Sequence[int], sampling: Sampling, prior: LabelPrior, ends: Collection[int]
 ) -> Iterator[Step]:
     """Complete a prompt.
 
@@ -102,7 +104,7 @@ def complete(
         prompt: Token ids, at least one.
         sampling: How tokens are chosen.
         prior: Correction of label tokens.
-        end: Token that ends a completion; it is yielded too.
+        ends: Tokens that end a completion; they are yielded too.
 
     Yields:
         Tokens as they come.
@@ -120,7 +122,7 @@ def complete(
             logits_V[token] += bias
         step = _choose(logits_V, sampling, rng)
         yield step
-        if step.token == end:
+        if step.token in ends:
             return
         written.append(step.token)
         ids_1T = np.asarray([[step.token]], dtype=np.int64)

@@ -68,6 +68,20 @@ def open_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
+def end_tokens(tokenizer: Tokenizer, ends: Sequence[str]) -> tuple[int, ...]:
+    """Find the tokens that end an answer.
+
+    Args:
+        tokenizer: A model's tokenizer.
+        ends: Their texts.
+
+    Returns:
+        Their ids; one that the tokenizer does not have is left out.
+    """
+    ids = [tokenizer.token_to_id(end) for end in ends]
+    return tuple(token for token in ids if token is not None)
+
+
 def scoring_tokens(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], batch_tokens: int) -> int:
     """Bound the tokens that scoring label likelihoods holds at a time.
 

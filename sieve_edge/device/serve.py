@@ -4,147 +4,20 @@ The prior that travels with the artifact is added to the labels' tokens, so that
 that validation scored. Answers are computed one at a time.
 """
 
+import asyncio
 import importlib
 import itertools
-import json
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
 from typing import Any
 
 from pydantic import ValidationError
-from tokenizers import Tokenizer
 
 from sieve_edge.device.api import Asked, ChatCompletion, Completion
-from sieve_edge.device.completions import LabelPrior, Sampling, Step, complete
+from sieve_edge.device.replies import BadRequest, Job, Served
 from sieve_edge.errors import EnvironmentMissing, SieveError
-from sieve_edge.protocols import Chat, TextModel
-from sieve_edge.task.prompts import write_chat
 
-
-class BadRequest(Exception):
-    """A request that cannot be answered; status 400."""
-
-
-@dataclass
-class Served:
-    """One exported folder.
-
-    Attributes:
-        name: What clients call the model.
-        model: The folder in its runtime.
-        tokenizer: Its tokenizer.
-        end: Token that ends an answer, if the model has one.
-        prior: Correction of label tokens.
-        chat: How chats are written; None if the model has no template.
-        context_tokens: Most tokens of a prompt with its answer.
-    """
-
-    name: str
-    model: TextModel
-    tokenizer: Tokenizer
-    end: int | None
-    prior: LabelPrior
-    chat: Chat | None
-    context_tokens: int
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def prompts(self, asked: Completion) -> list[list[int]]:
-        """Read the prompts of a request.
-
-        Args:
-            asked: The request.
-
-        Returns:
-            Token ids of each prompt.
-        """
-        if isinstance(asked.prompt, str):
-            return [self.tokenizer.encode(asked.prompt).ids]
-        if all(isinstance(each, int) for each in asked.prompt):
-            return [[int(each) for each in asked.prompt]]
-        return [self.tokenizer.encode(str(each)).ids for each in asked.prompt]
-
-    def steps(self, prompt: list[int], asked: Asked, max_tokens: int, top: int) -> Iterator[tuple[Step, str]]:
-        """Answer one prompt; waits for its turn.
-
-        Args:
-            prompt: Token ids.
-            asked: The request.
-            max_tokens: Most tokens of the answer.
-            top: Likeliest tokens to tell of each position.
-
-        Yields:
-            Each token with the text that it adds.
-
-        Raises:
-            BadRequest: If the prompt is empty or too long, or a token of ``logit_bias`` is none of the model's.
-        """
-        if not prompt:
-            raise BadRequest("the prompt is empty")
-        if len(prompt) + max_tokens > self.context_tokens:
-            raise BadRequest(
-                f"prompt and answer take {len(prompt)} + {max_tokens} tokens, this server holds {self.context_tokens}"
-            )
-        sampling = Sampling(max_tokens, asked.temperature, asked.top_p, top, self._bias(asked), asked.seed)
-        with self.lock:
-            written: list[int] = []
-            shown = ""
-            for step in complete(self.model, prompt, sampling, self.prior, self.end):
-                written += [] if step.token == self.end else [step.token]
-                text = self.tokenizer.decode(written)
-                # A character that is not complete yet comes with the next token.
-                new = "" if text.endswith("\ufffd") else text[len(shown) :]
-                shown += new
-                yield step, new
-
-    def _bias(self, asked: Asked) -> dict[int, float]:
-        size = self.tokenizer.get_vocab_size()
-        given = asked.logit_bias or {}
-        wrong = [token for token in given if not token.isdecimal() or int(token) >= size]
-        if wrong:
-            raise BadRequest(f"logit_bias: {wrong[0]} is no token id, must be below {size}")
-        return {int(token): value for token, value in given.items()}
-
-
-@dataclass
-class _Answer:
-    """What was written so far."""
-
-    text: str = ""
-    steps: list[Step] = field(default_factory=list)
-    reason: str = "length"
-
-
-def _answer(served: Served, prompt: list[int], asked: Asked, max_tokens: int, top: int) -> _Answer:
-    answer = _Answer()
-    for text in _stream(served, prompt, asked, max_tokens, top, answer):
-        answer.text += text
-    return answer
-
-
-def _stream(
-    served: Served, prompt: list[int], asked: Asked, max_tokens: int, top: int, answer: _Answer
-) -> Iterator[str]:
-    """Yield text that no stop string can take back any more."""
-    stops = asked.stops()
-    held = ""
-    longest = max((len(stop) for stop in stops), default=1)
-    for step, text in served.steps(prompt, asked, max_tokens, top):
-        answer.steps.append(step)
-        held += text
-        places = [place for stop in stops if (place := held.find(stop)) >= 0]
-        if places:
-            answer.reason = "stop"
-            yield held[: min(places)]
-            return
-        if step.token == served.end:
-            answer.reason = "stop"
-        free = len(held) - longest + 1
-        if free > 0:
-            yield held[:free]
-            held = held[free:]
-    yield held
+MOST_WAITING = 64
+"""Requests at a time, of which one is answered; more are turned away with status 503."""
 
 
 def make_app(served: Served) -> Any:
@@ -157,123 +30,82 @@ def make_app(served: Served) -> Any:
         An ASGI application.
     """
     applications, routing = _import("starlette.applications"), _import("starlette.routing")
-    responses, threads = _import("starlette.responses"), _import("starlette.concurrency")
-    number = itertools.count()
-    known = {"id": served.name, "object": "model", "created": 0, "owned_by": "sieve-edge"}
-
-    def refuse(message: str) -> Any:
-        error = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
-        return responses.JSONResponse({"error": error}, status_code=400)
-
-    def reply(kind: type[Asked], body: bytes) -> Any:
-        try:
-            asked: Any = kind.model_validate_json(body)
-            job = _Job(served, asked, f"cmpl-{next(number)}")
-            if asked.stream:
-                return responses.StreamingResponse(job.events(), media_type="text/event-stream")
-            return responses.JSONResponse(job.whole())
-        except ValidationError as error:
-            first = error.errors()[0]
-            return refuse(f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
-        except (BadRequest, SieveError) as error:
-            return refuse(str(error))
-
-    def answering(kind: type[Asked]) -> Any:
-        async def endpoint(request: Any) -> Any:
-            # In a thread, so that a long answer does not keep others from being heard.
-            return await threads.run_in_threadpool(reply, kind, await request.body())
-
-        return endpoint
-
-    def telling(facts: dict[str, Any]) -> Any:
-        async def endpoint(_: Any) -> Any:
-            return responses.JSONResponse(facts)
-
-        return endpoint
-
+    server = _Server(served)
     routes = [
-        routing.Route("/v1/completions", answering(Completion), methods=["POST"]),
-        routing.Route("/v1/chat/completions", answering(ChatCompletion), methods=["POST"]),
-        routing.Route("/v1/models", telling({"object": "list", "data": [known]})),
-        routing.Route("/health", telling({"status": "ok"})),
+        routing.Route("/v1/completions", server.answering(Completion), methods=["POST"]),
+        routing.Route("/v1/chat/completions", server.answering(ChatCompletion), methods=["POST"]),
+        routing.Route("/v1/models", server.models),
+        routing.Route("/health", server.health),
     ]
     return applications.Starlette(routes=routes)
 
 
-class _Job:
-    """One request on its way to a reply."""
+class _Server:
+    """The routes of the application."""
 
-    def __init__(self, served: Served, asked: Any, number: str) -> None:
-        self._served, self._asked = served, asked
-        self._chat = isinstance(asked, ChatCompletion)
-        self._prompts = [_chat_prompt(served, asked)] if self._chat else served.prompts(asked)
-        if asked.stream and len(self._prompts) > 1:
-            raise BadRequest("stream: one prompt at a time")
-        given = (asked.max_completion_tokens or asked.max_tokens) if self._chat else asked.max_tokens
-        room = served.context_tokens - max(map(len, self._prompts))
-        self._max_tokens = given or max(room, 1)
-        self._top = asked.top_logprobs if self._chat else asked.logprobs or 0
-        self._head = {"id": number, "created": int(time.time()), "model": served.name}
+    def __init__(self, served: Served) -> None:
+        self._served = served
+        self._responses, self._threads = _import("starlette.responses"), _import("starlette.concurrency")
+        self._number = itertools.count()
+        self._turn = asyncio.Lock()
 
-    def whole(self) -> dict[str, Any]:
-        """Answer at once."""
-        answers = [_answer(self._served, ids, self._asked, self._max_tokens, self._top) for ids in self._prompts]
-        used = {
-            "prompt_tokens": sum(map(len, self._prompts)),
-            "completion_tokens": sum(len(one.steps) for one in answers),
-        }
-        kind = "chat.completion" if self._chat else "text_completion"
-        choices = [self._choice(index, answer) for index, answer in enumerate(answers)]
-        return {**self._head, "object": kind, "choices": choices, "usage": used | {"total_tokens": sum(used.values())}}
+    async def models(self, _: Any) -> Any:
+        known = {"id": self._served.name, "object": "model", "created": 0, "owned_by": "sieve-edge"}
+        return self._responses.JSONResponse({"object": "list", "data": [known]})
 
-    def events(self) -> Iterator[str]:
-        """Answer piece by piece, as server-sent events; what is wrong with the request is raised at once."""
-        answer = _Answer()
-        pieces = _stream(self._served, self._prompts[0], self._asked, self._max_tokens, self._top, answer)
-        first = next(pieces, "")
-        return self._told(itertools.chain([first], pieces), answer)
+    async def health(self, _: Any) -> Any:
+        return self._responses.JSONResponse({"status": "ok"})
 
-    def _told(self, pieces: Iterator[str], answer: _Answer) -> Iterator[str]:
-        kind = "chat.completion.chunk" if self._chat else "text_completion"
-        for text in pieces:
-            said = {"delta": {"role": "assistant", "content": text}} if self._chat else {"text": text, "logprobs": None}
-            choice = {"index": 0, **said, "finish_reason": None}
-            yield f"data: {json.dumps({**self._head, 'object': kind, 'choices': [choice]})}\n\n"
-        nothing: dict[str, Any] = {"delta": {}} if self._chat else {"text": ""}
-        ended = {"index": 0, **nothing, "finish_reason": answer.reason}
-        yield f"data: {json.dumps({**self._head, 'object': kind, 'choices': [ended]})}\n\ndata: [DONE]\n\n"
+    def answering(self, kind: type[Asked]) -> Any:
+        async def endpoint(request: Any) -> Any:
+            try:
+                asked: Any = kind.model_validate_json(await request.body())
+                job = Job(self._served, asked, f"cmpl-{next(self._number)}")
+                if asked.stream:
+                    return await self._streamed(job)
+                async with self._turn:
+                    return self._responses.JSONResponse(await self._threads.run_in_threadpool(job.whole))
+            except ValidationError as error:
+                first = error.errors()[0]
+                return self._refuse(f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+            except (BadRequest, SieveError) as error:
+                return self._refuse(str(error))
 
-    def _choice(self, index: int, answer: _Answer) -> dict[str, Any]:
-        end = {"index": index, "finish_reason": answer.reason}
-        if not self._chat:
-            told = None if self._asked.logprobs is None else self._text_logprobs(answer.steps)
-            return {**end, "text": answer.text, "logprobs": told}
-        told = {"content": [self._told_token(step) for step in answer.steps]} if self._asked.logprobs else None
-        return {**end, "message": {"role": "assistant", "content": answer.text}, "logprobs": told}
+        return endpoint
 
-    def _text_logprobs(self, steps: Sequence[Step]) -> dict[str, Any]:
-        return {
-            "tokens": [self._word(step.token) for step in steps],
-            "token_logprobs": [step.log_likelihood for step in steps],
-            "top_logprobs": [{self._word(token): value for token, value in step.top} for step in steps],
-            "text_offset": [],
-        }
+    def _refuse(self, message: str) -> Any:
+        error = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
+        return self._responses.JSONResponse({"error": error}, status_code=400)
 
-    def _told_token(self, step: Step) -> dict[str, Any]:
-        top = [{"token": self._word(token), "logprob": value, "bytes": None} for token, value in step.top]
-        return {"token": self._word(step.token), "logprob": step.log_likelihood, "bytes": None, "top_logprobs": top}
+    async def _streamed(self, job: Job) -> Any:
+        heard: asyncio.Queue[Any] = asyncio.Queue()
+        writer = asyncio.create_task(self._write(job, heard))
+        first = await heard.get()
+        if isinstance(first, Exception):
+            return self._refuse(str(first))
 
-    def _word(self, token: int) -> str:
-        word: str = self._served.tokenizer.decode([token], skip_special_tokens=False)
-        return word
+        async def told() -> AsyncIterator[str]:
+            try:
+                event = first
+                while isinstance(event, str):
+                    yield event
+                    event = await heard.get()
+            finally:
+                # A client that went away needs no more.
+                writer.cancel()
 
+        return self._responses.StreamingResponse(told(), media_type="text/event-stream")
 
-def _chat_prompt(served: Served, asked: ChatCompletion) -> list[int]:
-    if served.chat is None:
-        raise BadRequest("this model has no chat template; use /v1/completions")
-    text = write_chat([message.model_dump() for message in asked.messages], served.chat)
-    ids: list[int] = served.tokenizer.encode(text).ids
-    return ids
+    async def _write(self, job: Job, heard: "asyncio.Queue[Any]") -> None:
+        """Answer as fast as the model can, whoever reads it and how slowly."""
+        async with self._turn:
+            try:
+                events = await self._threads.run_in_threadpool(job.events)
+                while (event := await self._threads.run_in_threadpool(next, events, None)) is not None:
+                    heard.put_nowait(event)
+            except (BadRequest, SieveError) as error:
+                heard.put_nowait(error)
+        heard.put_nowait(None)
 
 
 def run_server(served: Served, host: str, port: int) -> None:
@@ -284,7 +116,8 @@ def run_server(served: Served, host: str, port: int) -> None:
         host: Address to listen on.
         port: Port; 0 for any that is free.
     """
-    _import("uvicorn").run(make_app(served), host=host, port=port, log_level="warning")
+    app = make_app(served)
+    _import("uvicorn").run(app, host=host, port=port, log_level="warning", limit_concurrency=MOST_WAITING)
 
 
 def _import(name: str) -> Any:

@@ -57,7 +57,7 @@ class WriteJob(_Job):
     prompts: Annotated[list[Tokens], Field(min_length=1)]
     new_tokens: PositiveInt
     stop: list[str]
-    end: int | None
+    ends: tuple[int, ...]
     batch_tokens: PositiveInt
 
 
@@ -159,7 +159,7 @@ def _score(job: ScoreJob) -> dict[str, Any]:
 
 def _write(job: WriteJob) -> dict[str, Any]:
     tokenizer = open_tokenizer(job.folder)
-    ending = Ending(tokenizer, job.end, tuple(job.stop))
+    ending = Ending(tokenizer, job.ends, tuple(job.stop))
     longest = max(map(len, job.prompts)) + job.new_tokens
     model = job.opener().open(job.folder, longest + max(longest, job.batch_tokens))
     report = _reporter(len(job.prompts))

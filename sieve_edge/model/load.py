@@ -46,15 +46,21 @@ class LoadedModel:
         return self.tokenizer.backend_tokenizer
 
     @property
+    def positions(self) -> int | None:
+        """Most tokens that it can hold; None for any number."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
+    @property
     def chat(self) -> Chat | None:
         """How its chats are written; None without a template."""
         return chat_of(self.tokenizer)
 
     @property
-    def end(self) -> int | None:
-        """Token that ends an answer, if there is one."""
-        token: int | None = self.tokenizer.eos_token_id
-        return token
+    def ends(self) -> tuple[int, ...]:
+        """Tokens that end an answer: the tokenizer's, and those that the model's generation settings name."""
+        named = self.model.generation_config.eos_token_id
+        several = named if isinstance(named, list) else [named]
+        return tuple(sorted({token for token in (self.tokenizer.eos_token_id, *several) if token is not None}))
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Tokenize one text as every runtime will.
@@ -149,7 +155,8 @@ def chat_of(tokenizer: Any) -> Chat | None:
     if not tokenizer.chat_template:
         return None
     added = tokenizer.backend_tokenizer.encode("").ids
-    return Chat(tokenizer.chat_template, tokenizer.bos_token or "", added[:1] == [tokenizer.bos_token_id])
+    start, end = tokenizer.bos_token or "", tokenizer.eos_token or ""
+    return Chat(tokenizer.chat_template, start, end, added[:1] == [tokenizer.bos_token_id])
 
 
 def _gguf_argument(source: ModelSource) -> dict[str, Any]:

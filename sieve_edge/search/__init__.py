@@ -99,13 +99,13 @@ def search(
 
 
 def foreseen_plans(recipe: Recipe) -> int:
-    """Foresee how many plans are scored on the whole selection split, at most in the common case.
+    """Foresee how many plans are scored on the whole selection split.
 
     Args:
         recipe: Strategy and its settings.
 
     Returns:
-        Plans; a search that finds nothing feasible goes on looking and scores more.
+        Plans; an estimate: fewer where plans are given up, more where nothing is feasible or fitness goes on rising.
     """
     wanted = recipe.search
     if wanted.strategy == "genetic":

@@ -1,7 +1,8 @@
 """Puts a search together: the space, what a plan may cost, and the candidates with their executor and history."""
 
+import itertools
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from sieve_edge.config import Target
@@ -14,8 +15,9 @@ from sieve_edge.model.refit import refit_settings
 from sieve_edge.model.statistics import CalibrationStats
 from sieve_edge.progress import Progress
 from sieve_edge.recipe import Recipe, SearchRecipe
+from sieve_edge.search.acceptance import Acceptance, Reference
 from sieve_edge.search.budgets import Budget, check_reachable, params_budget, time_budget
-from sieve_edge.search.candidates import Acceptance, Candidates, Reference
+from sieve_edge.search.candidates import Candidates
 from sieve_edge.search.executor import Executor
 from sieve_edge.search.history import History
 from sieve_edge.search.scoring import ScoringData
@@ -24,8 +26,8 @@ from sieve_edge.task.divergence import with_answers
 from sieve_edge.task.exam import Answers, Exam
 from sieve_edge.task.examiner import Examiner
 from sieve_edge.task.examples import Example
-from sieve_edge.task.likelihood import prefix_and_tails
-from sieve_edge.task.written import screened
+from sieve_edge.task.likelihood import prefix_and_tails, shared_prefix
+from sieve_edge.task.written import is_judged, screened
 from sieve_edge.task_config import Task
 
 _Q6_K = 210 / 256
@@ -40,6 +42,14 @@ BYTES_PER_PARAM = {
     "Q4_0": _Q6_K,
 }
 """Bytes of one weight by the target's quantization; of mixtures the largest type, so that a size is never exceeded."""
+
+REFIT_TOKENS = 16_384
+"""Tokens of refit's prompts: it holds the hidden states of all of them, of one layer at a time."""
+
+DIVERGENCE_TOKENS = 16
+"""Answer positions that a KL divergence compares: workers keep the dense distributions over the whole vocabulary."""
+
+_LEAST_PROMPTS = 10
 
 MakeExecutor = Callable[[LoadedModel, ProjectionBank, ScoringData, Progress], Executor]
 
@@ -130,7 +140,7 @@ def make_candidates(
     Returns:
         Candidates.
     """
-    exam = examiner.exam(splits["selection"], loaded.backend, loaded.end)
+    exam = examiner.exam(splits["selection"], loaded.backend, loaded.ends)
     data = scoring_data(loaded, stats, exam, dense_answers, examiner.task, splits, recipe)
     wanted = recipe.search
     return Candidates(
@@ -172,12 +182,13 @@ def scoring_data(
     calibration = [loaded.encode(example.prompt) for example in splits["calibration"]]
     asked = divergence_prompts(calibration, wanted.guided.divergence_prompts)
     dense = TorchTextModel(loaded.model, recipe.device)
-    answered = with_answers(dense, asked, task.max_new_tokens, exam.ended, wanted.batch_tokens)
+    new_tokens = min(task.max_new_tokens, DIVERGENCE_TOKENS)
+    answered = with_answers(dense, asked, new_tokens, exam.ended, wanted.batch_tokens)
     prefix, tails = refit_prompts(loaded, calibration, exam, task, recipe)
     return ScoringData(
         exam=screened(exam),
         dense_answers=dense_answers,
-        part=min(wanted.part, len(exam.prompts)),
+        part=first_part(exam, wanted.part),
         answered=answered,
         refit_prefix=prefix,
         refit_tails=tails,
@@ -186,6 +197,20 @@ def scoring_data(
         threads=recipe.threads,
         device=recipe.device,
     )
+
+
+def first_part(exam: Exam, part: int) -> int:
+    """Say after how many examples a hopeless candidate is given up.
+
+    Args:
+        exam: The selection split.
+        part: What the recipe asks for.
+
+    Returns:
+        Examples; at most half of them where a judge grades, which then sees only candidates that hold on that half.
+    """
+    count = len(exam.prompts)
+    return min(part, max(count // 2, 1)) if is_judged(exam) else min(part, count)
 
 
 def refit_prompts(
@@ -204,12 +229,22 @@ def refit_prompts(
         ``(prefix that all share, batches of the rest)``.
     """
     wanted = recipe.search
-    prompts = list(calibration[: wanted.refit_prompts])
+    prompts = list(itertools.islice(_within(calibration, REFIT_TOKENS), wanted.refit_prompts))
     if task.writes:
         dense = TorchTextModel(loaded.model, recipe.device)
         answered = with_answers(dense, prompts, task.max_new_tokens, exam.ended, wanted.batch_tokens)
         prompts = [list(item.ids) for item in answered]
     return prefix_and_tails(prompts, wanted.batch_tokens)
+
+
+def _within(prompts: Sequence[list[int]], tokens: int) -> Iterator[list[int]]:
+    """Take the first prompts, to at most so many tokens, what all begin with counted once."""
+    shared = shared_prefix(prompts)
+    for number, prompt in enumerate(prompts):
+        tokens -= len(prompt) - shared
+        if tokens < 0 and number >= _LEAST_PROMPTS:
+            return
+        yield prompt
 
 
 def divergence_prompts(prompts: Sequence[list[int]], count: int) -> list[list[int]]:

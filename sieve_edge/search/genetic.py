@@ -149,7 +149,7 @@ def _score(
         if spent():
             break
         chunk = wanted[start : start + _CHUNK]
-        verdicts = candidates.verdicts([space.ranks(chromosome) for chromosome in chunk], give_up=False)
+        verdicts = candidates.verdicts([space.ranks(chromosome) for chromosome in chunk], give_up=candidates.judged)
         for chromosome, verdict in zip(chunk, verdicts, strict=True):
             kept = candidates.kept(space.ranks(chromosome))
             worth = fitness(kept, verdict.accuracy, needed, recipe.kappa)

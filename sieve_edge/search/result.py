@@ -7,8 +7,9 @@ import numpy as np
 
 from sieve_edge.errors import LimitMissed
 from sieve_edge.model.levels import Ranks
+from sieve_edge.search.acceptance import Acceptance
 from sieve_edge.search.budgets import Budget, first_exceeded, shown
-from sieve_edge.search.candidates import Acceptance, Candidates, Scored
+from sieve_edge.search.candidates import Candidates, Scored
 from sieve_edge.search.fitness import fitness
 from sieve_edge.search.space import SearchSpace, plan_id
 

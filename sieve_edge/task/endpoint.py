@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,12 @@ OUTSIDE = -1e9
 """Log-likelihood of a label that is not among the tokens that the server tells; lower than any that is."""
 
 NO_KEY = "none"
-"""Sent where the environment holds no key; local servers want none."""
+"""Sent where no key is named; a key goes only where the user says so."""
+
+LONGEST_COMMON = 4
+"""Tokens in which labels may begin alike."""
+
+_MOST_STOPS = 4
 
 
 @dataclass(frozen=True)
@@ -31,14 +36,14 @@ class Endpoint:
     Attributes:
         url: Up to and with /v1.
         model: Name of the model; None for the first that the server lists.
-        api_key_env: Environment variable that holds the key.
+        api_key_env: Environment variable that holds the key; None to send none.
         concurrency: Calls at a time.
         top: Likeliest tokens that are asked for at the answer's position.
     """
 
     url: str
     model: str | None = None
-    api_key_env: str = "OPENAI_API_KEY"
+    api_key_env: str | None = None
     concurrency: int = 4
     top: int = 20
 
@@ -76,7 +81,7 @@ def evaluate_endpoint(
         answers = list(pool.map(ask, examples))
     facts = {"endpoint": endpoint.url, "model": model, "metric": task.metric, "examples": len(examples)}
     if task.writes:
-        asked = [Asked(item.prompt, answer, item.references) for item, answer in zip(examples, answers, strict=True)]
+        asked = [Asked(item.question, answer, item.references) for item, answer in zip(examples, answers, strict=True)]
         return {**facts, "score": grade_written(task, Examiner(task).screen, judge, asked).score}
     scores_NK = np.asarray(answers)
     outside = scores_NK == OUTSIDE
@@ -92,22 +97,58 @@ def _grades(scores_NK: Any, examples: Sequence[Example]) -> Grades:
 
 
 def _label_scores(client: Any, model: str, endpoint: Endpoint, task: Task, example: Example) -> list[float]:
+    labels = list(task.labels.values())
+    # Further positions matter only where labels begin alike.
+    asked = 1 if len({label.strip()[:1] for label in labels}) == len(labels) else LONGEST_COMMON
     if task.messages:
         reply = client.chat.completions.create(
             model=model,
             messages=list(example.messages),
-            max_tokens=1,
+            max_tokens=asked,
             temperature=0,
             logprobs=True,
             top_logprobs=endpoint.top,
         )
-        told = {each.token: each.logprob for each in reply.choices[0].logprobs.content[0].top_logprobs}
+        steps = [
+            (step.token, _likeliest((each.token, each.logprob) for each in step.top_logprobs))
+            for step in reply.choices[0].logprobs.content
+        ]
     else:
         reply = client.completions.create(
-            model=model, prompt=example.prompt, max_tokens=1, temperature=0, logprobs=endpoint.top
+            model=model, prompt=example.prompt, max_tokens=asked, temperature=0, logprobs=endpoint.top
         )
-        told = reply.choices[0].logprobs.top_logprobs[0]
-    return first_token_scores(told, list(task.labels.values()))
+        told = reply.choices[0].logprobs
+        tops = [_likeliest(top.items()) for top in told.top_logprobs]
+        steps = list(zip(told.tokens, tops, strict=True))
+    return deciding_scores(steps, labels)
+
+
+def _likeliest(pairs: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Tokens by text; of several with one text the likeliest."""
+    told: dict[str, float] = {}
+    for text, value in pairs:
+        told[text] = max(value, told.get(text, value))
+    return told
+
+
+def deciding_scores(steps: Sequence[tuple[str, dict[str, float]]], labels: Sequence[str]) -> list[float]:
+    """Find the labels' scores at the position that tells them apart.
+
+    Args:
+        steps: The token that was written at each position, and the told tokens with their log-likelihoods.
+        labels: Answers.
+
+    Returns:
+        Log-likelihood of each label there, given what all begin with; ``OUTSIDE`` where it is not told.
+    """
+    rest = list(labels)
+    for written, told in steps:
+        scores = first_token_scores(told, rest)
+        begun = written.strip()
+        if max(scores) > OUTSIDE or not begun or not all(label.strip().startswith(begun) for label in rest):
+            return scores
+        rest = [label.strip().removeprefix(begun) for label in rest]
+    return [OUTSIDE] * len(labels)
 
 
 def first_token_scores(told: dict[str, float], labels: Sequence[str]) -> list[float]:
@@ -136,12 +177,15 @@ def first_token_scores(told: dict[str, float], labels: Sequence[str]) -> list[fl
 
 
 def _written(client: Any, model: str, _: Endpoint, task: Task, example: Example) -> str:
-    limits = {"max_tokens": task.max_new_tokens, "temperature": 0, "stop": list(task.stop)[:4]}
+    limits = {"max_tokens": task.max_new_tokens, "temperature": 0, "stop": list(task.stop)[:_MOST_STOPS]}
     if task.messages:
         reply = client.chat.completions.create(model=model, messages=list(example.messages), **limits)
-        return (reply.choices[0].message.content or "").strip()
-    reply = client.completions.create(model=model, prompt=example.prompt, **limits)
-    return str(reply.choices[0].text).strip()
+        text = reply.choices[0].message.content or ""
+    else:
+        text = str(client.completions.create(model=model, prompt=example.prompt, **limits).choices[0].text)
+    for stop in task.stop:
+        text = text.partition(stop)[0]
+    return text.strip()
 
 
 def _first_model(client: Any, endpoint: Endpoint) -> str:
@@ -172,4 +216,7 @@ def _connect(endpoint: Endpoint) -> Any:
         raise EnvironmentMissing(
             f"openai cannot be imported ({error}); run: pip install 'sieve-edge[judge]'"
         ) from error
-    return openai.OpenAI(base_url=endpoint.url, api_key=os.environ.get(endpoint.api_key_env) or NO_KEY)
+    key = None if endpoint.api_key_env is None else os.environ.get(endpoint.api_key_env)
+    if endpoint.api_key_env is not None and not key:
+        raise EnvironmentMissing(f"{endpoint.api_key_env} is not set; set it to the key of {endpoint.url}")
+    return openai.OpenAI(base_url=endpoint.url, api_key=key or NO_KEY)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from sieve_edge.errors import JudgeError
 from sieve_edge.protocols import Float64, Int64
 
 BOOTSTRAP_SAMPLES = 2000
@@ -117,15 +118,15 @@ def relative_loss(pruned: float, dense: float) -> float:
 
     Args:
         pruned: Score of the pruned model.
-        dense: Score of the dense model, above 0.
+        dense: Score of the dense model.
 
     Returns:
-        ``1 - pruned / dense``; negative where pruned is better.
+        ``1 - pruned / dense``; negative where pruned is better, 0 where the dense score is 0 and nothing can be lost.
 
     Source:
         method.md, section 1.
     """
-    return 1.0 - pruned / dense
+    return 1.0 - pruned / dense if dense > 0 else 0.0
 
 
 def graded_loss(dense: Grades, pruned: Grades) -> float:
@@ -175,8 +176,11 @@ def hopeless(dense: Grades, pruned: Grades, tolerance: float, confidence: float,
         seed: Seed of the bootstrap.
 
     Returns:
-        True if the lower end of the one-sided interval of the loss is above the tolerance.
+        True if the lower end of the one-sided interval of the loss is above the tolerance; never where the dense
+        model scores 0.
     """
+    if dense.score <= 0.0:
+        return False
     low, _ = loss_interval(dense, pruned, np.random.default_rng(seed), (1.0 - confidence, 1.0))
     return low > tolerance
 
@@ -200,6 +204,10 @@ def _judged_both(dense: Grades, pruned: Grades) -> tuple[Grades, Grades]:
     there_N = ~np.isnan(dense.credits_N) & ~np.isnan(pruned.credits_N)
     if there_N.all():
         return dense, pruned
+    if not there_N.any():
+        raise JudgeError(
+            "no answer has a verdict for both models, so they cannot be compared; look at the task's judge"
+        )
     both = [
         replace(grades, credits_N=grades.credits_N[there_N], groups_N=grades.groups_N[there_N])
         for grades in (dense, pruned)

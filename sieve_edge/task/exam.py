@@ -103,13 +103,13 @@ class LabelExam:
         prompts: Token ids of each prompt.
         answer_ids: Token ids of each label.
         labels: True label of each example.
-        end: Token that ends an answer, if the model has one.
+        ends: Tokens that end an answer.
     """
 
     prompts: Sequence[list[int]]
     answer_ids: Sequence[list[int]]
     labels: Sequence[int]
-    end: int | None
+    ends: tuple[int, ...] = ()
 
     def part(self, start: int, stop: int) -> "LabelExam":
         """Take some of the examples; see ``Exam``.
@@ -144,9 +144,9 @@ class LabelExam:
             ids: Its tokens so far.
 
         Returns:
-            True after the end token.
+            True after a token that ends it.
         """
-        return ids[-1] == self.end
+        return ids[-1] in self.ends
 
     def prior(self, answers: Answers) -> list[float]:
         """Fit one bias per label; see ``fit_prior``.

@@ -1,6 +1,7 @@
 """Makes exams of a task's examples for a model's tokenizer."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +14,9 @@ from sieve_edge.task.exam import Answers, Exam, LabelExam
 from sieve_edge.task.examples import Example, label_ids
 from sieve_edge.task.written import WrittenExam, screened
 from sieve_edge.task_config import JudgeSettings, Task
+
+BASELINE_ANSWERS = 50
+"""Most frequent reference answers that are tried as the one answer to everything."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +31,13 @@ class Examiner:
     task: Task
     judge: Judge | None = None
 
-    def exam(self, examples: Sequence[Example], tokenizer: Tokenizer, end: int | None) -> Exam:
+    def exam(self, examples: Sequence[Example], tokenizer: Tokenizer, ends: tuple[int, ...]) -> Exam:
         """Put examples into a model's tokens.
 
         Args:
             examples: Examples.
             tokenizer: The model's tokenizer.
-            end: Token that ends an answer, if the model has one.
+            ends: Tokens that end an answer.
 
         Returns:
             The exam.
@@ -41,11 +45,11 @@ class Examiner:
         prompts = [tokenizer.encode(example.prompt).ids for example in examples]
         if not self.task.writes:
             labels = [example.label for example in examples]
-            return LabelExam(prompts, label_ids(self.task, encoder(tokenizer)), labels, end)
+            return LabelExam(prompts, label_ids(self.task, encoder(tokenizer)), labels, ends)
         references = [example.references for example in examples]
-        questions = [example.prompt for example in examples]
+        questions = [example.question for example in examples]
         metric = self.screen
-        return WrittenExam(prompts, references, questions, self.task, metric, tokenizer, end, self.judge)
+        return WrittenExam(prompts, references, questions, self.task, metric, tokenizer, ends, self.judge)
 
     def facts(self) -> dict[str, Any]:
         """Say how the model is asked, for what travels with an artifact.
@@ -80,13 +84,15 @@ class Examiner:
 
         Returns:
             Fraction of the judged answers on which both say the same, and the score by exact match; None without a
-            judge.
+            judge or a verdict.
         """
         if not isinstance(exam, WrittenExam) or exam.judge is None:
             return None
         judged_N = exam.grade(answers).credits_N
         exact_N = replace(exam, judge=None, metric="exact_match").grade(answers).credits_N
         said_N = ~np.isnan(judged_N)
+        if not said_N.any():
+            return None
         return {"exact_match": float(exact_N.mean()), "agreement": float((judged_N == exact_N)[said_N].mean())}
 
     def baseline(self, exam: Exam, examples: Sequence[Example]) -> tuple[str, float]:
@@ -97,13 +103,14 @@ class Examiner:
             examples: Its examples.
 
         Returns:
-            What it is, and its score: a label for everything, or the reference answer that suits most examples.
+            What it is, and its score: a label for everything, or the best one of the most frequent reference answers.
         """
         if not self.task.writes:
             return "always one label", 1.0 / len(self.task.labels)
         # The judge is spared: what the words alone are worth is near enough.
         plain, references = screened(exam), [example.references for example in examples]
-        constants = sorted({of_one[0] for of_one in references})
+        frequent = Counter(of_one[0] for of_one in references).most_common(BASELINE_ANSWERS)
+        constants = sorted(constant for constant, _ in frequent)
         scored = [(plain.grade([constant] * len(references)).score, constant) for constant in constants]
         best, constant = max(scored)
         return f"always '{constant}'", best
@@ -126,20 +133,24 @@ def encoder(tokenizer: Tokenizer) -> Callable[..., list[int]]:
     return encode
 
 
-def check_lengths(exam: Exam, task: Task, limit: int | None) -> None:
+def check_lengths(task: Task, splits: Mapping[str, Sequence[Example]], tokenizer: Tokenizer, limit: int | None) -> None:
     """Refuse prompts that a model cannot hold.
 
     Args:
-        exam: Exam of the task.
         task: The task.
+        splits: Examples of every split.
+        tokenizer: The model's tokenizer.
         limit: Positions that the model has; None for any number.
 
     Raises:
         TaskError: If a prompt with its answer is longer.
     """
-    longest = max(map(len, exam.prompts)) + task.max_new_tokens
-    if limit is not None and longest > limit:
-        raise TaskError(
-            f"task {task.name}: the longest prompt and answer take {longest} tokens, the model holds {limit}; set "
-            "max_words of its source"
-        )
+    if limit is None:
+        return
+    for split, examples in splits.items():
+        longest = max(len(tokenizer.encode(example.prompt).ids) for example in examples) + task.max_new_tokens
+        if longest > limit:
+            raise TaskError(
+                f"task {task.name}: the longest prompt of split {split} and its answer take {longest} tokens, the "
+                f"model holds {limit}; set max_words of its source"
+            )

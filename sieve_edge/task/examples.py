@@ -45,6 +45,11 @@ class Example:
     cut: bool = False
     messages: tuple[Message, ...] = ()
 
+    @property
+    def question(self) -> str:
+        """What is asked, without a model's way of writing chats."""
+        return "\n\n".join(message["content"] for message in self.messages) or self.prompt
+
 
 def load_splits(task: Task, seed: int, chat: Chat | None = None) -> dict[str, tuple[Example, ...]]:
     """Read a task's data and split it, disjoint by text; the same seed gives the same splits.
@@ -200,9 +205,8 @@ def _interleaved(parts: Sequence[Sequence[Example]]) -> tuple[Example, ...]:
 def _asked(task: Task, example: Example, shots: Sequence[Shot], chat: Chat | None) -> Example:
     if not task.messages:
         return replace(example, prompt=write_prompt(task, example.values, shots))
-    messages = write_messages(task, example.values, shots)
-    plain = "\n\n".join(message["content"] for message in messages)
-    return replace(example, prompt=write_chat(messages, chat) if chat else plain, messages=tuple(messages))
+    asked = replace(example, messages=tuple(write_messages(task, example.values, shots)))
+    return replace(asked, prompt=write_chat(asked.messages, chat) if chat else asked.question)
 
 
 def _draw_shots(task: Task, calibration: Sequence[Example]) -> tuple[list[Shot], tuple[Example, ...]]:
@@ -263,7 +267,7 @@ def _label_text(source: Source, row: Row) -> str:
     if source.label_pattern is None:
         return value
     found = re.search(source.label_pattern, value)
-    return "" if found is None else found.group(1)
+    return "" if found is None else found.group(1) or ""
 
 
 def _right_answer(task: Task, source: Source, row: Row, line: int) -> tuple[int, tuple[str, ...]]:
@@ -282,12 +286,14 @@ def _right_answer(task: Task, source: Source, row: Row, line: int) -> tuple[int,
 
 
 def _listed(value: str) -> tuple[str, ...]:
-    """Read one reference answer, or a JSON list of several."""
-    if value.startswith("["):
-        try:
-            several = json.loads(value)
-        except json.JSONDecodeError:
-            return (value,)
-        if several and all(isinstance(each, str) for each in several):
-            return tuple(each.strip() for each in several)
+    """Read one reference answer, a JSON list of several, or an object with such a list as SQuAD's."""
+    if not value.startswith(("[", "{")):
+        return (value,)
+    try:
+        tree = json.loads(value)
+    except json.JSONDecodeError:
+        return (value,)
+    several = tree.get("text") if isinstance(tree, dict) else tree
+    if isinstance(several, list) and several and all(isinstance(each, str) for each in several):
+        return tuple(each.strip() for each in several)
     return (value,)

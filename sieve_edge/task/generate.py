@@ -22,12 +22,12 @@ class Ending:
 
     Attributes:
         tokenizer: The model's tokenizer.
-        end: Token that ends an answer, if the model has one.
+        ends: Tokens that end an answer.
         stop: Strings that end an answer.
     """
 
     tokenizer: Tokenizer
-    end: int | None
+    ends: tuple[int, ...]
     stop: tuple[str, ...] = ()
 
     def reached(self, ids: list[int]) -> bool:
@@ -37,9 +37,9 @@ class Ending:
             ids: Its tokens so far.
 
         Returns:
-            True after the end token or a stop string.
+            True after a token that ends it or a stop string.
         """
-        return ids[-1] == self.end or any(stop in self.tokenizer.decode(ids) for stop in self.stop)
+        return ids[-1] in self.ends or any(stop in self._plain(ids) for stop in self.stop)
 
     def text(self, ids: list[int]) -> str:
         """Turn an answer's tokens into text.
@@ -48,12 +48,17 @@ class Ending:
             ids: Token ids.
 
         Returns:
-            The text up to the end token or a stop string, without space around it.
+            The text up to what ended it, without space around it.
         """
-        written: str = self.tokenizer.decode(ids[:-1] if ids and ids[-1] == self.end else ids)
+        written = self._plain(ids[:-1] if ids and ids[-1] in self.ends else ids)
         for stop in self.stop:
             written = written.partition(stop)[0]
         return written.strip()
+
+    def _plain(self, ids: list[int]) -> str:
+        # With special tokens, since one may be a stop string.
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=False)
+        return text
 
 
 def answer_greedily(

@@ -1,5 +1,6 @@
 """What a written answer is worth against the reference answers: pure functions of text, each between 0 and 1."""
 
+import functools
 import importlib
 import json
 import re
@@ -49,12 +50,14 @@ def normalise(text: str) -> str:
         text: Any text.
 
     Returns:
-        Words with one space between them.
+        Words with one space between them; a text of nothing else as it is, in lower case.
 
     Source:
         SQuAD 1.1's evaluation script.
     """
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    words = _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
+    # An answer such as "A" is all of it.
+    return " ".join(words) or text.strip().casefold()
 
 
 def exact_match(answer: str, reference: str) -> float:
@@ -105,7 +108,7 @@ def contains(answer: str, reference: str) -> float:
 
 
 def matches(pattern: str, answer: str, reference: str) -> float:
-    """Say whether what a pattern finds in the answer is the reference, after ``normalise``.
+    """Say whether what a pattern finds in the answer is the reference, but for case and space around it.
 
     Args:
         pattern: Regular expression with a group.
@@ -116,11 +119,11 @@ def matches(pattern: str, answer: str, reference: str) -> float:
         1 or 0; 0 where nothing is found.
     """
     found = re.search(pattern, answer)
-    return 0.0 if found is None or found.group(1) is None else exact_match(found.group(1), reference)
+    return 0.0 if found is None or found.group(1) is None else _same(found.group(1), reference)
 
 
 def json_field(field: str, answer: str, reference: str) -> float:
-    """Say whether a field of the JSON object in the answer is the reference, after ``normalise``.
+    """Say whether a field of the JSON object in the answer is the reference, but for case and space around it.
 
     Args:
         field: Name of the field.
@@ -137,8 +140,13 @@ def json_field(field: str, answer: str, reference: str) -> float:
             continue
         if field in tree:
             value = tree[field]
-            return exact_match(value if isinstance(value, str) else json.dumps(value), reference)
+            return _same(value if isinstance(value, str) else json.dumps(value), reference)
     return 0.0
+
+
+def _same(answer: str, reference: str) -> float:
+    # Signs and points count: these answers are often numbers.
+    return float(answer.strip().casefold() == reference.strip().casefold())
 
 
 def rouge_l(answer: str, reference: str) -> float:
@@ -154,6 +162,7 @@ def rouge_l(answer: str, reference: str) -> float:
     return float(_rouge().score(reference, answer)["rougeL"].fmeasure)
 
 
+@functools.cache
 def _rouge() -> Any:
     try:
         scorer = importlib.import_module("rouge_score.rouge_scorer")

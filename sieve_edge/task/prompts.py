@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from sieve_edge.errors import TaskError
@@ -77,20 +80,41 @@ def write_chat(messages: Sequence[Message], chat: Chat) -> str:
     Raises:
         TaskError: If the model's template refuses the messages.
     """
-    loops = "jinja2.ext.loopcontrols"
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loops])
+    extensions = ["jinja2.ext.loopcontrols", _Generation]
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
     environment.filters["tojson"] = _to_json
     environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
     try:
         template = environment.from_string(chat.template)
-        text = template.render(messages=messages, add_generation_prompt=True, bos_token=chat.start, eos_token="")
+        text = template.render(messages=messages, add_generation_prompt=True, bos_token=chat.start, eos_token=chat.end)
     except jinja2.TemplateError as error:
         raise TaskError(f"the model's chat template refuses these messages ({error})") from error
     return text.removeprefix(chat.start) if chat.adds_start else text
 
 
+class _Generation(Extension):
+    """transformers' ``generation`` tag, which marks what an assistant said; here it stands for its content."""
+
+    tags = {"generation"}  # noqa: RUF012 (as Jinja has it)
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """Read the tag.
+
+        Args:
+            parser: Jinja's parser.
+
+        Returns:
+            What is inside.
+        """
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
 def _fill(template: str, values: Values) -> str:
-    return TEMPLATES.from_string(template).render(values)
+    try:
+        return TEMPLATES.from_string(template).render(values)
+    except jinja2.TemplateError as error:
+        raise TaskError(f"the task's template cannot be filled ({error}); it holds: {template[:80]!r}") from error
 
 
 def _to_json(value: Any, **options: Any) -> str:

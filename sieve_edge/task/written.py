@@ -26,7 +26,7 @@ class WrittenExam:
         task: The task.
         metric: What grades an answer, unless a judge does.
         tokenizer: Tokenizer of the model.
-        end: Token that ends an answer, if the model has one.
+        ends: Tokens that end an answer.
         judge: Who grades the answers; None for the metric.
     """
 
@@ -36,7 +36,7 @@ class WrittenExam:
     task: Task
     metric: str
     tokenizer: Tokenizer
-    end: int | None
+    ends: tuple[int, ...]
     judge: Judge | None = None
 
     def part(self, start: int, stop: int) -> "WrittenExam":
@@ -78,13 +78,13 @@ class WrittenExam:
             ids: Its tokens so far.
 
         Returns:
-            True after the end token or a stop string.
+            True after a token that ends it or a stop string.
         """
         return self._ending.reached(ids)
 
     @property
     def _ending(self) -> Ending:
-        return Ending(self.tokenizer, self.end, self.task.stop)
+        return Ending(self.tokenizer, self.ends, self.task.stop)
 
     def prior(self, answers: Answers) -> list[float]:  # noqa: ARG002 (nothing is corrected)
         """Fit nothing: a written answer is taken as it is.
@@ -123,11 +123,12 @@ def grade_written(task: Task, metric: str, judge: Judge | None, asked: Sequence[
     Returns:
         What they are worth, one group.
     """
-    if judge is not None:
+    same = len(asked) > 1 and len({one.answer for one in asked}) == 1
+    # One answer to everything has collapsed, whatever a judge would say of it.
+    if judge is not None and not same:
         worth = judge.grade(asked)
     else:
         worth = [credit(task, metric, one.answer, one.references) for one in asked]
-    same = len(asked) > 1 and len({one.answer for one in asked}) == 1
     return Grades(np.asarray(worth, dtype=np.float64), np.zeros(len(asked), dtype=np.int64), same)
 
 
@@ -141,3 +142,15 @@ def screened(exam: Exam) -> Exam:
         The exam without a judge.
     """
     return replace(exam, judge=None) if isinstance(exam, WrittenExam) else exam
+
+
+def is_judged(exam: Exam) -> bool:
+    """Say whether a judge grades an exam.
+
+    Args:
+        exam: Any exam.
+
+    Returns:
+        True if one does.
+    """
+    return isinstance(exam, WrittenExam) and exam.judge is not None

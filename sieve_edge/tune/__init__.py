@@ -139,7 +139,9 @@ class Scorer:
         """
         self._recipe = recipe
         self._progress = progress
-        self._exams = {name: examiner.exam(splits[name], loaded.backend, loaded.end) for name in ("selection", *UNSEEN)}
+        self._exams = {
+            name: examiner.exam(splits[name], loaded.backend, loaded.ends) for name in ("selection", *UNSEEN)
+        }
         self._right = right_answers(loaded, splits["selection"][: recipe.search.part], recipe)
 
     def selection_loss(self, model: Any) -> float:

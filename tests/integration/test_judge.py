@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from pydantic import ValidationError
 
 from sieve_edge.errors import EnvironmentMissing, JudgeError
 from sieve_edge.protocols import Asked
@@ -21,7 +22,9 @@ def key(monkeypatch):
 
 def make(url, folder, **changes):
     options = {"retries": 2, "timeout_s": 5.0, "concurrency": 1, **changes}
-    return OpenAIJudge(JudgeSettings(base_url=url, api_key_env="SIEVE_TEST_KEY", **options), folder / "v.sqlite")
+    return OpenAIJudge(
+        JudgeSettings(base_url=url, api_key_env="SIEVE_TEST_KEY", **options), folder / "v.sqlite", "build"
+    )
 
 
 def right_if_even(number, body):
@@ -43,12 +46,14 @@ def test_verdicts_are_asked_once_and_kept(tmp_path):
         assert again.facts() == {
             "model": "gpt-4o",
             "base_url": url,
-            "on disk": 6,
+            "asked": 0,
+            "on_disk": 6,
             "refused": 0,
             "unparsable": 0,
+            "calls_of_build": 6,
         }
         other = OpenAIJudge(
-            JudgeSettings(model="other", base_url=url, api_key_env="SIEVE_TEST_KEY"), tmp_path / "v.sqlite"
+            JudgeSettings(model="other", base_url=url, api_key_env="SIEVE_TEST_KEY"), tmp_path / "v.sqlite", "b"
         )
         other.grade(ASKED[:1])
         assert len(asked) == 7, "another judge is asked anew"
@@ -68,7 +73,7 @@ def test_a_slow_judge_is_given_up_and_what_was_said_is_kept(tmp_path):
     with fault_server(reply) as (url, asked):
         judge = make(url, tmp_path, timeout_s=0.3, retries=1)
         with pytest.raises(
-            JudgeError, match=r"no usable answer \(APITimeoutError\) after 1 retries; the verdicts so far"
+            JudgeError, match=r"no usable answer \(APITimeoutError\) after at most 1 retries; verdicts so far"
         ):
             judge.grade(ASKED)
     with fault_server(right_if_even) as (url2, asked):
@@ -91,7 +96,7 @@ def test_a_killed_build_asks_only_what_is_missing(tmp_path):
         judge = make(url, tmp_path)
         assert judge.grade(ASKED) == [1, 0, 1, 0, 1, 0]
         assert len(asked) - before == 3
-        assert judge.facts()["calls"] == 3
+        assert judge.facts()["asked"] == 3
 
 
 @pytest.mark.parametrize("garbage", [b"not json", b"[]", {"choices": []}, {"hello": 1}])
@@ -106,9 +111,10 @@ def test_refusals_and_other_words_are_counted_and_no_verdict(tmp_path):
         judge = make(url, tmp_path)
         worth = judge.grade(ASKED)
         assert [None if math.isnan(each) else each for each in worth] == [None, None, 0, None, 1, None]
-        assert (judge.facts()["refused"], judge.facts()["unparsable"]) == (2, 2)
         judge.grade(ASKED)
-        assert (judge.facts()["refused"], judge.facts()["unparsable"]) == (2, 2), "each answer is counted once"
+        facts = judge.facts()
+        assert (facts["refused"], facts["unparsable"]) == (2, 2), "each answer is counted once"
+        assert judge.facts()["refused"] == 0, "a stage tells its own"
         assert len(asked) == 6
 
 
@@ -123,7 +129,45 @@ def test_ceilings_of_calls_and_money(tmp_path):
         with pytest.raises(JudgeError, match=r"2\.2000 USD spent, judge\.max_usd is 2"):
             judge.grade(ASKED)
         assert len(asked) == 2
-        assert judge.facts()["usd"] == pytest.approx(2.2)
+        assert judge.facts()["usd_of_build"] == pytest.approx(2.2)
+        with pytest.raises(JudgeError, match=r"2\.2000 USD spent"):
+            make(url, tmp_path, max_usd=2.0, **prices).grade(ASKED)
+        assert len(asked) == 2, "a build that goes on counts on"
+    silent = said("correct")[1] | {"usage": None}
+    with fault_server(lambda *_: (200, silent)) as (url, _), pytest.raises(JudgeError, match="tells no usage"):
+        make(url, tmp_path, max_usd=5.0, **prices).grade(ASKED)
+
+
+def test_what_a_filter_holds_back_is_a_refusal(tmp_path):
+    filtered = {"error": {"message": "filtered", "code": "content_filter"}}
+    with fault_server(lambda number, body: (400, filtered) if number == 0 else right_if_even(number, body)) as (url, _):
+        judge = make(url, tmp_path)
+        assert [math.isnan(each) for each in judge.grade(ASKED[:3])] == [True, False, False]
+        assert judge.facts()["refused"] == 1
+
+
+def test_every_try_counts_as_a_call(tmp_path):
+    with fault_server(lambda *_: (503, b"{}")) as (url, asked):
+        with pytest.raises(JudgeError, match="status 503"):
+            make(url, tmp_path, retries=1).grade(ASKED[:1])
+        assert len(asked) == 2
+        assert make(url, tmp_path).facts()["calls_of_build"] == 2
+
+
+def test_an_empty_database_is_made_whole(tmp_path):
+    (tmp_path / "v.sqlite").touch()
+    with fault_server(right_if_even) as (url, _):
+        assert make(url, tmp_path).grade(ASKED[:1]) == [1]
+    (tmp_path / "v.sqlite").write_bytes(b"no database at all, but something else" * 20)
+    with fault_server(right_if_even) as (url, _), pytest.raises(JudgeError, match="cannot read or keep verdicts"):
+        make(url, tmp_path).grade(ASKED[:1])
+
+
+@pytest.mark.parametrize("url", ["https://me:secret@host/v1", "https://host/v1?key=secret", "host/v1"])
+def test_an_address_that_holds_a_key_is_refused(url):
+    with pytest.raises(ValidationError) as caught:
+        JudgeSettings(base_url=url)
+    assert "base_url" in str(caught.value)
 
 
 @pytest.mark.parametrize("status", [401, 400, 404])

@@ -10,11 +10,12 @@ import uvicorn
 from sieve_edge.cli.serve import open_served
 from sieve_edge.device.completions import LabelPrior, Sampling, complete, label_prior
 from sieve_edge.device.ort import OrtTextModel
+from sieve_edge.device.replies import Served
 from sieve_edge.device.runtimes import open_tokenizer
-from sieve_edge.device.serve import Served, make_app
+from sieve_edge.device.serve import make_app
 from sieve_edge.errors import ArtifactError
 from sieve_edge.protocols import Chat
-from sieve_edge.task.endpoint import OUTSIDE, Endpoint, evaluate_endpoint, first_token_scores
+from sieve_edge.task.endpoint import OUTSIDE, Endpoint, deciding_scores, evaluate_endpoint, first_token_scores
 from sieve_edge.task.examiner import Examiner
 from tests.command import command, last_json
 from tests.servers import free_port, serving
@@ -32,7 +33,7 @@ def served(tmp_path_factory):
     tokenizer = open_tokenizer(folder)
     labels = [tokenizer.encode(answer).ids for answer in LABELS.values()]
     prior = label_prior(labels, [BIAS, 0.0])
-    return Served("tiny", OrtTextModel(folder, 1), tokenizer, None, prior, Chat(CHAT), 64)
+    return Served("tiny", OrtTextModel(folder, 1), tokenizer, (), prior, Chat(CHAT), 64)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def test_a_completion_with_its_likelihoods(client, served):
     reply = client.completions.create(model="tiny", prompt=PROMPT, max_tokens=2, temperature=0, logprobs=3)
     choice = reply.choices[0]
     ids = served.tokenizer.encode(PROMPT).ids
-    steps = list(complete(served.model, ids, Sampling(2, top=3), served.prior, None))
+    steps = list(complete(served.model, ids, Sampling(2, top=3), served.prior, ()))
     assert choice.logprobs.token_logprobs == pytest.approx([step.log_likelihood for step in steps])
     assert [len(each) for each in choice.logprobs.top_logprobs] == [3, 3]
     assert choice.text == served.tokenizer.decode([step.token for step in steps])
@@ -71,7 +72,7 @@ def test_likelihoods_are_those_of_the_model_with_the_prior_added(served):
     logits = served.model.forward(*shape, [], 1)[0][0, -1].astype(np.float64)
     logits[WORDS.index("negative")] += BIAS
     expected = logits - np.log(np.exp(logits).sum())
-    step = next(complete(served.model, ids, Sampling(1, top=len(WORDS)), served.prior, None))
+    step = next(complete(served.model, ids, Sampling(1, top=len(WORDS)), served.prior, ()))
     assert dict(step.top) == pytest.approx(dict(enumerate(expected)), abs=1e-9)
 
 
@@ -79,7 +80,7 @@ def test_the_prior_goes_where_labels_begin_to_differ():
     assert label_prior([[5, 1], [5, 2]], [0.5, 0.0]) == LabelPrior((5,), {1: 0.5, 2: 0.0})
     assert label_prior([[1], [2]], [0.5, 0.0]).at([]) == {1: 0.5, 2: 0.0}
     assert label_prior([[1], [2]], [0.5, 0.0]).at([1]) == {}
-    assert label_prior([[1, 3], [1, 4], [2]], [0.1, 0.2, 0.3]).bias == {2: 0.3}
+    assert label_prior([[1, 3], [1, 4], [2]], [0.1, 0.2, 0.3]).bias == {}, "all labels are corrected, or none"
     assert label_prior([[1], [2]], []).bias == {}
 
 
@@ -129,8 +130,7 @@ def test_draws_are_repeated_by_the_seed_and_follow_the_likelihoods(served):
 
     def draw(seed, **options):
         return [
-            step.token
-            for step in complete(served.model, ids, Sampling(6, 1.5, seed=seed, **options), served.prior, None)
+            step.token for step in complete(served.model, ids, Sampling(6, 1.5, seed=seed, **options), served.prior, ())
         ]
 
     assert draw(1) == draw(1)
@@ -158,13 +158,31 @@ def test_what_cannot_be_answered_is_one_line(client, changes, told):
 
 def test_an_endpoint_scores_what_the_model_scores_with_its_prior(url, served):
     task, examples = make_task(), make_examples(60, 1)
-    exam = Examiner(task).exam(examples, served.tokenizer, None)
+    exam = Examiner(task).exam(examples, served.tokenizer, ())
     answers = exam.take(served.model, 256)
     found = evaluate_endpoint(Endpoint(url, concurrency=3), task, examples, None)
     assert found["score"] == pytest.approx(exam.grade(answers, [BIAS, 0.0]).score)
     assert (found["outside"], found["none_inside"], found["model"]) == (0, 0, "tiny")
     few = evaluate_endpoint(Endpoint(url, top=1), task, examples, None)
     assert few["outside"] >= 60, "of one told token at most one label is there"
+
+
+def test_labels_that_begin_alike_are_told_apart_further_on():
+    steps = [(" (", {" (": -0.1, "x": -3.0}), ("B", {"A": -2.0, "B": -0.5})]
+    assert deciding_scores(steps, [" (A)", " (B)"]) == pytest.approx([-2.0, -0.5])
+    assert deciding_scores([("x", {"x": 0.0})], [" (A)", " (B)"]) == [OUTSIDE, OUTSIDE]
+    assert deciding_scores(steps[1:], [" A", " B"]) == pytest.approx([-2.0, -0.5])
+
+
+def test_a_reader_that_stalls_keeps_nobody_from_being_answered(client):
+    stalled = [
+        client.completions.create(model="tiny", prompt=PROMPT, max_tokens=40, temperature=0, stream=True)
+        for _ in range(50)
+    ]
+    reply = client.completions.create(model="tiny", prompt=PROMPT, max_tokens=1, temperature=0, timeout=30)
+    assert reply.choices[0].text
+    for stream in stalled:
+        stream.close()
 
 
 def test_labels_are_found_by_their_own_tokens():

@@ -52,23 +52,23 @@ def read_task(path: Path) -> Task:
 def test_greedy_answers_are_those_of_transformers_whatever_the_batches(pico, written):
     loaded = load_model(find_model(str(pico("llama"))), "cpu")
     task = read_task(written())
-    exam = Examiner(task).exam(load_splits(task, 0)["test"][:40], loaded.backend, loaded.end)
+    exam = Examiner(task).exam(load_splits(task, 0)["test"][:40], loaded.backend, loaded.ends)
     model = TorchTextModel(loaded.model, "cpu")
     together, alone = (
-        answer_greedily(model, exam.prompts, 5, lambda ids: ids[-1] == loaded.end, tokens) for tokens in (400, 1)
+        answer_greedily(model, exam.prompts, 5, lambda ids: ids[-1] in loaded.ends, tokens) for tokens in (400, 1)
     )
     assert together == alone
     for prompt, answer in zip(exam.prompts, together, strict=True):
         ids = torch.tensor([prompt])
         with torch.inference_mode():
-            expected = loaded.model.generate(ids, max_new_tokens=5, do_sample=False, eos_token_id=loaded.end)
+            expected = loaded.model.generate(ids, max_new_tokens=5, do_sample=False, eos_token_id=list(loaded.ends))
         assert answer == expected[0, len(prompt) :].tolist()
 
 
 def test_onnx_runtime_writes_the_same_words_as_torch(pico, written, tmp_path):
     loaded = load_model(find_model(str(pico("qwen2"))), "cpu")
     task = read_task(written())
-    exam = Examiner(task).exam(load_splits(task, 0)["test"], loaded.backend, loaded.end)
+    exam = Examiner(task).exam(load_splits(task, 0)["test"], loaded.backend, loaded.ends)
     write_graph(loaded.model, tmp_path)
     said_by = [exam.take(model, 256) for model in (TorchTextModel(loaded.model, "cpu"), OrtTextModel(tmp_path, 1))]
     assert said_by[0] == said_by[1]
@@ -78,10 +78,15 @@ def test_onnx_runtime_writes_the_same_words_as_torch(pico, written, tmp_path):
 def test_stop_strings_and_the_end_token_end_an_answer(pico, written):
     loaded = load_model(find_model(str(pico("llama"))), "cpu")
     task = read_task(written(stop=["d"]))
-    ending = Ending(loaded.backend, loaded.end, task.stop)
+    ending = Ending(loaded.backend, loaded.ends, task.stop)
     good, film = (loaded.encode(word, special=False) for word in (" good", " film"))
-    assert [ending.reached(ids) for ids in (film, good, [*film, loaded.end])] == [False, True, True]
-    assert [ending.text(ids) for ids in (film, good, [*film, loaded.end], [loaded.end])] == ["film", "goo", "film", ""]
+    assert [ending.reached(ids) for ids in (film, good, [*film, *loaded.ends])] == [False, True, True]
+    assert [ending.text(ids) for ids in (film, good, [*film, *loaded.ends], [loaded.ends])] == [
+        "film",
+        "goo",
+        "film",
+        "",
+    ]
 
 
 def test_a_written_task_is_built_to_a_validated_artifact(pico, written, toy_target, tmp_path):
@@ -139,13 +144,13 @@ def test_a_judge_grades_what_survives_and_is_asked_nothing_twice(pico, written, 
         judged_right = result["accuracy"]["pruned"]["test"]["corrected"]
         assert judged_right > 0.8
         assert result["judge_agreement"] == {"exact_match": 0.0, "agreement": pytest.approx(1 - judged_right)}
-        # Five steps of bisection over the ladder, three sizes after refit.
-        assert "the judge is foreseen to see 8 plans x 100 answers, at most 800 calls" in done.stderr
+        # Five steps of bisection over the ladder, three sizes after refit; then fuse, and validate with both models.
+        assert "shown 8 plans x 100 answers = 800 by the search and 700 afterwards" in done.stderr
         bodies = [json.dumps(body, sort_keys=True) for body, _ in asked]
         assert len(set(bodies)) == len(bodies), "nothing was asked twice"
         told = read_manifest(run / "search").metrics["judge"]
         assert told["model"] == "wise"
-        assert told["calls"] + told["on disk"] > 0
+        assert told["asked"] + told["on_disk"] > 0
         history = [json.loads(line) for line in (run / "search" / "history.jsonl").read_text().splitlines()]
         prompts = [item.prompt for item in load_splits(read_task(task), 0)["selection"]]
         pairs = [set(zip(prompts, each.get("answers", ()), strict=False)) for each in history]
@@ -175,7 +180,7 @@ def test_llama_cpp_writes_the_same_words_as_torch(written, tmp_path):
         find_model(str(make_pico("llama", tmp_path / "llama", seed=3, tokens=make_bpe_tokenizer()))), "cpu"
     )
     task = read_task(written())
-    exam = Examiner(task).exam(load_splits(task, 0)["test"][:60], loaded.backend, loaded.end)
+    exam = Examiner(task).exam(load_splits(task, 0)["test"][:60], loaded.backend, loaded.ends)
     write_gguf(loaded.model, loaded.tokenizer, "pico", tmp_path / GGUF)
     model = LlamaTextModel(tmp_path / GGUF, 1, 2048, "f32")
     assert exam.take(model, 256) == exam.take(TorchTextModel(loaded.model, "cpu"), 256)

@@ -10,9 +10,10 @@ from sieve_edge.device.times import DENSE, TimedMatrix, TimeTable, make_table
 from sieve_edge.errors import ArtifactError, LimitMissed
 from sieve_edge.model.levels import kept_params
 from sieve_edge.recipe import SearchRecipe
+from sieve_edge.search.acceptance import Acceptance, Verdict
 from sieve_edge.search.assemble import search_budgets
 from sieve_edge.search.budgets import first_exceeded, shown, time_budget, timed_matrix
-from sieve_edge.search.candidates import Acceptance, Scored, Verdict
+from sieve_edge.search.candidates import Scored
 from sieve_edge.search.result import choose
 from sieve_edge.search.space import make_space
 from sieve_edge.search.surrogate import solve

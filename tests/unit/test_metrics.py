@@ -38,7 +38,9 @@ def test_normalised_answers_compare_as_squad_does():
         ("cat cat", "cat", 2 / 3),
         ("dog", "cat", 0.0),
         ("", "cat", 0.0),
-        ("the", "a", 1.0),
+        ("the", "a", 0.0),
+        ("A", "A", 1.0),
+        ("", "A", 0.0),
     ],
 )
 def test_token_f1(answer, reference, expected):
@@ -49,6 +51,7 @@ def test_contains_takes_whole_words_only():
     assert contains("It was in New York City.", "new york") == 1
     assert contains("newyorkers", "new york") == 0
     assert contains("anything", "the") == 0
+    assert contains("the answer is A", "A") == 0, "an article in a sentence is not the option"
 
 
 def test_patterns_and_json():
@@ -58,6 +61,8 @@ def test_patterns_and_json():
     assert json_field("n", '{"city": "Paris", "n": 2}', "2") == 1
     assert json_field("city", '{broken {"city": "Rome"}', "rome") == 1
     assert json_field("city", "no object", "rome") == 0
+    assert json_field("n", '{"n": 1.5}', "15") == 0
+    assert matches("is (-?[0-9]+)", "it is -3", "3") == 0
 
 
 def test_rouge_l_is_the_librarys():

@@ -98,6 +98,10 @@ def test_several_references_are_a_json_list(make, tmp_path):
     source = task.source.model_copy(update={"path": f"file:{tmp_path / 'lists.jsonl'}"})
     example = load_splits(task.model_copy(update={"source": source}), 0)["test"][0]
     assert example.references == ("Paris", f"city {example.text.split()[1]}")
+    rows = [{"passage": f"p {index}", "q": "q", "answer": {"text": ["a", "b"], "start": [1, 2]}} for index in range(60)]
+    (tmp_path / "lists.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    example = load_splits(task.model_copy(update={"source": source}), 0)["test"][0]
+    assert example.references == ("a", "b"), "as SQuAD has them"
 
 
 def test_files_by_pattern(make, tmp_path):
@@ -122,6 +126,18 @@ def test_a_chat_is_written_by_the_models_template(make):
     assert [message["role"] for message in example.messages] == ["system", "user", "assistant", "user"]
     kept = load_splits(task, 0, Chat(CHATML, "<s>", adds_start=False))["test"][0]
     assert kept.prompt == "<s>" + example.prompt
+
+
+def test_chats_end_their_messages_and_may_mark_what_is_generated():
+    template = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{{ eos_token }}{% endfor %}"
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    assert write_chat(messages, Chat(template, end="</s>")) == "a</s>b</s>"
+
+
+def test_a_task_of_someone_else_runs_nothing(make):
+    task = make(prompt="{{ text }}{{ cycler.__init__.__globals__.os.getpid() }}")
+    with pytest.raises(TaskError, match="the task's template cannot be filled"):
+        load_splits(task, 0)
 
 
 def test_a_template_that_refuses_is_named():

@@ -22,8 +22,9 @@ class Asked(BaseModel):
     n: Literal[1] = 1
 
     def stops(self) -> list[str]:
-        """List the strings that end an answer."""
-        return [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
+        """List the strings that end an answer; an empty one ends none."""
+        given = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return [stop for stop in given if stop]
 
 
 class Completion(Asked):

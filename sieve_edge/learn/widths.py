@@ -61,7 +61,7 @@ def keep_order(gram_II: Tensor, metric_II: Tensor, unit: int) -> Tensor:
     inverse_KK, metric_KK = torch.linalg.inv(gram_II), metric_II
     at_once = max(len(gram_II) // unit // _ROUNDS, 1)
     gone: list[Tensor] = []
-    while len(alive_K):
+    while True:
         cost_U = _costs(inverse_KK, metric_KK, unit)
         units = cost_U.argsort(stable=True)[:at_once]
         going_D = (units[:, None] * unit + torch.arange(unit)).flatten()
@@ -69,8 +69,9 @@ def keep_order(gram_II: Tensor, metric_II: Tensor, unit: int) -> Tensor:
         staying = torch.ones(len(alive_K), dtype=torch.bool)
         staying[going_D] = False
         alive_K = alive_K[staying]
+        if not len(alive_K):
+            return torch.cat(gone[::-1])
         inverse_KK, metric_KK = _without(inverse_KK, metric_KK, going_D, staying)
-    return torch.cat(gone[::-1])
 
 
 def _costs(inverse_KK: Tensor, metric_KK: Tensor, unit: int) -> Tensor:

@@ -99,7 +99,7 @@ def test_worker_scores_as_this_process_does(folders, model):
     job = {"job": "score", "folder": str(folders["dense"]), "prompts": prompts, "answers": ANSWERS, "batch_tokens": 16}
     result = run_worker({**CPU, **job}, ticks.append)
     expected = label_log_likelihoods(model, prompts, ANSWERS, 16)
-    np.testing.assert_allclose(result["scores"], expected, atol=1e-6)
+    np.testing.assert_allclose(result["answers"], expected, atol=1e-6)
     assert sum(ticks) == 30
     assert len(ticks) > 1
 
@@ -107,7 +107,7 @@ def test_worker_scores_as_this_process_does(folders, model):
 def test_results_and_jobs_larger_than_a_pipe_pass(folders):
     prompts = [[1, 2, 6, 3, 2]] * 8000
     job = {"job": "score", "folder": str(folders["pruned"]), "prompts": prompts, "answers": ANSWERS}
-    assert len(run_worker({**CPU, **job, "batch_tokens": 5})["scores"]) == 8000
+    assert len(run_worker({**CPU, **job, "batch_tokens": 5})["answers"]) == 8000
 
 
 @pytest.mark.parametrize(

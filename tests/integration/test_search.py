@@ -90,7 +90,7 @@ def test_another_search_on_the_same_inputs_scores_only_what_is_new(words, tmp_pa
     other = command("search", *words(tmp_path / "c", "search.strategy=uniform", "tolerance=0.3"))
     assert other.returncode == 0, other.stderr
     old, new = (read_jsonl(file)[0] for file in (tmp_path / "a" / "search" / "history.jsonl", cache))
-    whole = {(record["plan"], record["rung"]) for record in old if len(record["scores"]) == 100}
+    whole = {(record["plan"], record["rung"]) for record in old if len(record["answers"]) == 100}
     rescored = [record for record in new[len(old) :] if (record["plan"], record["rung"]) in whole]
     assert not rescored
 
@@ -212,5 +212,5 @@ def test_refit_is_recorded_per_matrix_and_its_factors_are_what_is_fused(words, t
         assert (folder / "search" / f"refit-{plan['id']}.safetensors").is_file()
         fused = read_manifest(folder / "fuse").metrics["selection"]["corrected"]
         assert fused == pytest.approx(plan["accuracy"], abs=0.011)
-    scores = np.array(next(iter(refitted.values()))["scores"])
+    scores = np.array(next(iter(refitted.values()))["answers"])
     assert np.isfinite(scores).all()

@@ -81,7 +81,7 @@ def test_stop_strings_and_the_end_token_end_an_answer(pico, written):
     ending = Ending(loaded.backend, loaded.ends, task.stop)
     good, film = (loaded.encode(word, special=False) for word in (" good", " film"))
     assert [ending.reached(ids) for ids in (film, good, [*film, *loaded.ends])] == [False, True, True]
-    assert [ending.text(ids) for ids in (film, good, [*film, *loaded.ends], [loaded.ends])] == [
+    assert [ending.text(ids) for ids in (film, good, [*film, *loaded.ends], [*loaded.ends])] == [
         "film",
         "goo",
         "film",

@@ -75,6 +75,9 @@ def keep_order(gram_II: Tensor, metric_II: Tensor, unit: int) -> Tensor:
 
 
 def _costs(inverse_KK: Tensor, metric_KK: Tensor, unit: int) -> Tensor:
+    if unit == 1:
+        # A batched solve of single numbers would call LAPACK once for each.
+        return metric_KK.diagonal() / inverse_KK.diagonal()
     count = len(inverse_KK) // unit
     blocks = [
         matrix_KK.view(count, unit, count, unit).diagonal(dim1=0, dim2=2).permute(2, 0, 1)

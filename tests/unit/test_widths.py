@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sieve_edge.errors import ModelError
-from sieve_edge.learn.widths import keep_inputs
+from sieve_edge.learn.widths import keep_inputs, keep_order
 from sieve_edge.model.factored import FactoredLinear, install_, install_layout_
 from sieve_edge.model.flat import TorchTextModel
 from sieve_edge.model.levels import kept_params, rank_at
@@ -83,3 +83,15 @@ def test_a_projection_that_reads_too_much_is_refused():
     spec = specs_of(model)[1]
     with pytest.raises(ModelError, match="reads 128 inputs"):
         narrow_(model, spec, torch.ones(8, spec.in_features), torch.ones(8, spec.out_features))
+
+
+def test_units_of_a_real_size_are_ordered_with_two_threads():
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(576, 1200, dtype=torch.float64, generator=generator)
+    gram, threads = inputs @ inputs.T / 1200, torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        order = keep_order(gram, gram, 192)
+    finally:
+        torch.set_num_threads(threads)
+    assert sorted(order.tolist()) == list(range(576))

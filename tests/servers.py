@@ -82,6 +82,20 @@ def free_port():
         return door.getsockname()[1]
 
 
+def await_server(process, url):
+    """Wait until a server answers; its last words are the error if it ends or takes too long."""
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=2):  # noqa: S310 (our own server)
+                return
+        except OSError:
+            if process.poll() is not None or time.monotonic() > deadline:
+                process.kill()
+                raise AssertionError(process.communicate()[1]) from None
+            time.sleep(0.1)
+
+
 @contextmanager
 def serving(*words):
     """Run ``sieve-edge serve`` until the block ends; yields its address."""
@@ -89,16 +103,7 @@ def serving(*words):
     url = f"http://127.0.0.1:{port}"
     process = start("serve", *words, "--port", port)
     try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                with urllib.request.urlopen(f"{url}/health", timeout=1):  # noqa: S310 (our own server)
-                    break
-            except OSError:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    process.kill()
-                    raise AssertionError(process.communicate()[1]) from None
-                time.sleep(0.1)
+        await_server(process, f"{url}/health")
         yield f"{url}/v1"
     finally:
         process.send_signal(signal.SIGINT)

@@ -3,8 +3,6 @@
 import math
 import subprocess
 import sys
-import time
-import urllib.request
 
 import pytest
 
@@ -12,7 +10,7 @@ from sieve_edge.model.source import find_model
 from sieve_edge.protocols import Asked
 from sieve_edge.task.judge import OpenAIJudge
 from sieve_edge.task_config import JudgeSettings
-from tests.servers import free_port
+from tests.servers import await_server, free_port
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: make runtime")
 
@@ -32,16 +30,7 @@ def url():
     command += ["--port", str(port), "--n_ctx", "1024", "--n_threads", "1", "--verbose", "False"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     url = f"http://127.0.0.1:{port}/v1"
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            with urllib.request.urlopen(f"{url}/models", timeout=2):  # noqa: S310 (our own server)
-                break
-        except OSError:
-            if process.poll() is not None or time.monotonic() > deadline:
-                process.kill()
-                raise AssertionError(process.communicate()[1]) from None
-            time.sleep(0.2)
+    await_server(process, f"{url}/models")
     yield url
     process.terminate()
     process.communicate(timeout=30)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from sieve_edge.config import Target
+from sieve_edge.device.agent import processor
 from sieve_edge.files import write_json
 from sieve_edge.model.load import LoadedModel, load_model
 from sieve_edge.model.source import find_model
@@ -160,14 +161,8 @@ def machine() -> dict[str, str]:
     Returns:
         Processor and system.
     """
-    return {"processor": _processor(), "system": platform.platform()}
+    return {"processor": processor(), "system": platform.platform()}
 
 
 def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -24,13 +24,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from benchmarks._common import Demo, finish, load_demo, machine, options, versions
 from sieve_edge.artifacts import MatrixSpec
 from sieve_edge.config import Target
-from sieve_edge.device.llama import GGUF
 from sieve_edge.device.runtimes import WEIGHTS, Runtime
 from sieve_edge.device.timing import Timing, median_interval, time_models
-from sieve_edge.export import stored_weights
-from sieve_edge.export.quantize_gguf import quantize_gguf
-from sieve_edge.export.to_gguf import write_gguf
-from sieve_edge.export.to_onnx import write_graph
 from sieve_edge.files import digest, write_json
 from sieve_edge.model.factored import FactoredLinear, install_
 from sieve_edge.model.levels import Ranks, kept_params, ranks_at
@@ -38,10 +33,8 @@ from sieve_edge.model.load import shared_copy
 from sieve_edge.model.matrices import find_matrices, linear_params, stacked_weight
 from sieve_edge.model.statistics import narrow_side
 from sieve_edge.model.widths import narrow_, width_specs
-from sieve_edge.progress import Progress
 from sieve_edge.protocols import Float64
-from sieve_edge.quantize import quantize
-from sieve_edge.recipe import QuantizeRecipe
+from sieve_edge.timed import write_for_timing
 
 PROMPT_TOKENS = 128
 BILLION: dict[str, Any] = {
@@ -198,19 +191,9 @@ def _shrink_(model: Any, specs: tuple[MatrixSpec, ...], ranks: Ranks, storage: s
 
 def _write(model: Any, tokenizer: Any, setting: Setting, target: Target, folder: Path) -> None:
     folder.mkdir()
-    if setting.runtime == "onnxruntime":
-        wanted = target.model_copy(update={"quantization": setting.quantization})
-        with tempfile.TemporaryDirectory() as plan:
-            quantize({"form": model}, {}, wanted, QuantizeRecipe(method="nearest"), Path(plan), Progress())
-            write_graph(model, folder, stored_weights(Path(plan), "form", setting.quantization))
-        return
-    plain = folder / "plain.gguf.part"
-    write_gguf(model, tokenizer, setting.model, plain)
-    if setting.quantization == "F32":
-        plain.rename(folder / GGUF)
-        return
-    quantize_gguf(plain, folder / GGUF, setting.quantization, torch.get_num_threads())
-    plain.unlink()
+    format_ = "onnx" if setting.runtime == "onnxruntime" else "gguf"
+    wanted = target.model_copy(update={"format": format_, "quantization": setting.quantization})
+    write_for_timing(model, tokenizer, wanted, folder)
 
 
 def _mib(folder: Path) -> float:

@@ -6,6 +6,8 @@
 #
 # PYTHON   interpreter with pip that builds it (default: .venv/bin/python)
 # NATIVE   ON (default) uses every instruction of this processor; OFF for a wheel that must run on others
+# ACCELERATOR  cuda builds for NVIDIA GPUs, with the CUDA toolkit that is installed; CUDA_ARCHITECTURES names them, e.g.
+#          87 for Jetson Orin (default: those of this machine); cpu (default) for none
 # JOBS     compilers at a time (default: as many as there are cores)
 #
 # The wheel lies under ${XDG_CACHE_HOME:-~/.cache}/sieve-edge/runtime, in a folder named after the hash of the source,
@@ -20,6 +22,11 @@ readonly python=${PYTHON:-.venv/bin/python} native=${NATIVE:-ON} patches=docker/
 readonly no_amx='-mno-amx-tile -mno-amx-int8 -mno-amx-bf16'
 options="-DGGML_NATIVE=$native -DLLAMA_BUILD_COMMON=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_TESTS=OFF \
 -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAVA_BUILD=OFF"
+case ${ACCELERATOR:-cpu} in
+    cpu) ;;
+    cuda) options+=" -DGGML_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES=${CUDA_ARCHITECTURES:-native}" ;;
+    *) printf "runtime: ACCELERATOR '%s' must be cpu or cuda\n" "$ACCELERATOR" >&2; exit 5 ;;
+esac
 if [[ $(uname -m) == x86_64 ]]; then options+=" '-DCMAKE_C_FLAGS=$no_amx' '-DCMAKE_CXX_FLAGS=$no_amx'"; fi
 readonly options
 

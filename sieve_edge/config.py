@@ -52,6 +52,27 @@ class Workload(Strict):
     )
 
 
+class Connection(Strict):
+    """How a device is reached: with the system's OpenSSH client, its configuration, and its known host keys."""
+
+    ssh: Annotated[str, Field(pattern=r"^([A-Za-z0-9_][A-Za-z0-9._-]*@)?[A-Za-z0-9][A-Za-z0-9.:_-]*$")] = Field(
+        description="USER@HOST, or a host of the OpenSSH client's configuration."
+    )
+    port: Annotated[int, Field(ge=1, le=65535)] | None = Field(
+        None, description="TCP port; left out, the OpenSSH client's."
+    )
+    identity: str | None = Field(None, description="File of the private key; left out, the OpenSSH client's.")
+    known_hosts: str | None = Field(
+        None, description="File of known host keys; left out, the OpenSSH client's. An unknown key is an error."
+    )
+    workdir: Annotated[str, Field(pattern=r"^[A-Za-z0-9._/][A-Za-z0-9._/-]*$")] = Field(
+        "sieve-edge", description="Folder on the device, from the home folder; what is put there is removed again."
+    )
+    python: Annotated[str, Field(pattern=r"^[A-Za-z0-9._/][A-Za-z0-9._/-]*$")] = Field(
+        "python3", description="Python 3.11 or newer on the device."
+    )
+
+
 _STORAGES: dict[str, dict[str, tuple[str, ...]]] = {
     "onnx": {"onnxruntime": ("pair", "pivoted")},
     "gguf": {"llama.cpp": ("pair",), "llama.cpp-stock": ("width",)},
@@ -69,6 +90,14 @@ _QUANTIZATIONS = {
     "onnx": ("F32", "F16", "int8", "int4"),
     "gguf": ("F32", "F16", "Q8_0", "Q5_K_M", "Q4_K_M", "Q4_0"),
 }
+BITS = {"int4": 4, "int8": 8}
+"""Quantization of a target -> bits of a weight that is stored in blocks."""
+
+BLOCK = 32
+"""Numbers that share a scale in int8 and int4 weights."""
+
+_PLAIN = ("F32", "F16")
+"""Quantizations whose ONNX graphs hold standard operators only."""
 
 
 class Target(Strict):
@@ -86,8 +115,14 @@ class Target(Strict):
         description="Type of the stored weights: F32, F16, int8 or int4 (blocks of 32) for onnx; F32, F16 or one of "
         "llama.cpp's mixtures for gguf.",
     )
-    execution_provider: Literal["CPUExecutionProvider", "CUDAExecutionProvider"] = Field(
-        "CPUExecutionProvider", description="ONNX Runtime execution provider; another one at run time is an error."
+    execution_provider: Literal["CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"] = Field(
+        "CPUExecutionProvider",
+        description="ONNX Runtime execution provider; another one on the device is an error. TensorRT takes F32 and "
+        "F16, whose files hold standard operators only, and leaves what it cannot run to CUDA.",
+    )
+    gpu_layers: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="Layers that llama.cpp runs on the GPU, a count; 999 for all. A llama.cpp without one is an error.",
     )
     threads: PositiveInt = Field(description="Threads that the runtime may use, a count.")
     storage: Literal["pair", "pivoted", "width"] = Field(
@@ -99,23 +134,39 @@ class Target(Strict):
     rank_multiple_reason: str = Field(description="Why this multiple suits the device.")
     workload: Workload = Field(default_factory=Workload, description="The lengths that are timed.")
     limits: Limits = Field(default_factory=Limits, description="What the artifact must meet.")
+    connection: Connection | Literal["local"] | None = Field(
+        None,
+        description="How the device is reached: over ssh, or local if it is the machine that builds; left out, no "
+        "device is at hand, and time limits are not verified.",
+    )
+    image: str | None = Field(
+        None, description="Base image of the device's container; left out, that of docker/device.Dockerfile."
+    )
     model: str = Field(description="Default model: a directory, a GGUF file, package:PATH or hf:ID.")
     task: str = Field(description="Default task: a shipped name or a YAML file.")
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Target":
-        allowed: dict[str, tuple[str, ...]] = {
+        allowed: dict[str, tuple[object, ...]] = {
             "runtime": tuple(_STORAGES[self.format]),
             "storage": _storages(self.format, self.runtime),
             "quantization": _QUANTIZATIONS[self.format],
             "execution_provider": (self.execution_provider,) if self.format == "onnx" else ("CPUExecutionProvider",),
+            "gpu_layers": (self.gpu_layers,) if self.format == "gguf" else (0,),
         }
+        if self.execution_provider == "TensorrtExecutionProvider":
+            allowed["quantization"] = _PLAIN
         problems = [
-            f"{name}: {getattr(self, name)}, must be {' or '.join(values)} for format {self.format} and runtime "
-            f"{self.runtime}"
+            f"{name}: {getattr(self, name)}, must be {' or '.join(map(str, values))} for format {self.format} and "
+            f"runtime {self.runtime}"
             for name, values in allowed.items()
             if getattr(self, name) not in values
         ]
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    @property
+    def accelerated(self) -> bool:
+        """Whether something else than the processor computes."""
+        return self.execution_provider != "CPUExecutionProvider" or self.gpu_layers > 0

@@ -7,6 +7,7 @@ SieveError                  exit 3   one line: what, value, limit, how to fix
 |- JudgeError               exit 3   a judge that does not answer, or a ceiling of calls or money
 |- CalibrationError         exit 3   too few tokens, statistics that are not finite
 |- ArtifactError            exit 3   missing manifest, hash mismatch, truncated file, full disk
+|- ConnectionLost           exit 3   a device that does not answer; the same command goes on
 |- EnvironmentMissing       exit 5   the message gives the command that fixes it
 `- LimitMissed              exit 4   the artifact misses a limit of the target, or no plan meets those of the search
 
@@ -53,6 +54,10 @@ class CalibrationError(SieveError):
 
 class ArtifactError(SieveError):
     """An artifact is missing, incomplete or not what its manifest says."""
+
+
+class ConnectionLost(SieveError):
+    """The device does not answer, or not any more; what was measured is kept."""
 
 
 class EnvironmentMissing(SieveError):

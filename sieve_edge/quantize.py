@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sieve_edge.config import Target
+from sieve_edge.config import BITS, BLOCK, Target
 from sieve_edge.errors import ConfigError
 from sieve_edge.files import write_json
-from sieve_edge.model.blocks import BITS, BLOCK, Blocks, pack, restore, round_nearest, round_with_gram
+from sieve_edge.model.blocks import Blocks, pack, restore, round_nearest, round_with_gram
 from sieve_edge.model.flat import flat_forward
 from sieve_edge.model.statistics import Moments
 from sieve_edge.model.tensors import write_tensors

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from sieve_edge.config import Strict, Target
+from sieve_edge.config import BITS, BLOCK, Strict, Target
 from sieve_edge.errors import ConfigError, EnvironmentMissing
 from sieve_edge.recipe import Recipe
 from sieve_edge.task_config import Task
@@ -20,11 +20,12 @@ Config = TypeVar("Config", bound=Strict)
 EXPORTS_THAT_SKIP = {"onnx": True, "gguf": False}
 """Target format -> whether a file of it can hold a model of which whole blocks are left out (``search.allow_skip``)."""
 
-FORMATS_WITH_TIMES = ("onnx",)
-"""Target formats that time tables can be measured for, with float32 weights."""
-
-BLOCK_QUANTIZATIONS = ("int8", "int4")
-"""Quantizations whose rows are padded to whole blocks."""
+TIMED = {
+    ("onnx", "pair"): ("F32", "F16", "int8", "int4"),
+    ("onnx", "pivoted"): ("F32", "F16", "int8", "int4"),
+    ("gguf", "pair"): ("F32", "F16", "Q8_0", "Q4_0"),
+}
+"""Format and storage -> quantizations that time tables can be measured for: one type for every matrix."""
 
 
 def shipped_targets() -> dict[str, Path]:
@@ -137,17 +138,37 @@ def _search_problems(target: Target, recipe: Recipe) -> Iterator[str]:
         )
     if target.storage == "width" and recipe.learn.method != "closed_form":
         yield f"learn.method: {recipe.learn.method}, must be closed_form for storage width of target {target.name}"
-    if wanted.limits_time and (target.format not in FORMATS_WITH_TIMES or target.quantization != "F32"):
-        yield (
-            f"search.max_time_per_answer_ms, search.max_time_per_token_ms: there is no time table for format "
-            f"{target.format} and {target.quantization} weights of target {target.name} (only "
-            f"{', '.join(FORMATS_WITH_TIMES)}, F32); limit the size instead"
-        )
-    if wanted.max_size_mib is not None and target.quantization in BLOCK_QUANTIZATIONS and target.rank_multiple % 32:
+    if wanted.limits_time:
+        for problem in time_problems(target):
+            yield f"search.max_time_per_answer_ms, search.max_time_per_token_ms: {problem}; limit the size instead"
+    if wanted.max_size_mib is not None and target.quantization in BITS and target.rank_multiple % BLOCK:
         yield (
             f"search.max_size_mib: rows of {target.quantization} weights are stored in blocks of 32, and rank_multiple "
             f"{target.rank_multiple} of target {target.name} is no multiple of that, so sizes are not known in advance"
         )
+
+
+def time_problems(target: Target) -> list[str]:
+    """Say why no time table can be measured for a target.
+
+    Args:
+        target: The device.
+
+    Returns:
+        Reasons; none if it can.
+    """
+    problems = []
+    timed = TIMED.get((target.format, target.storage), ())
+    if target.quantization not in timed:
+        problems.append(
+            f"there is no time table for storage {target.storage} and {target.quantization} weights of format "
+            f"{target.format} in target {target.name} (only {', '.join(timed) or 'storage pair'})"
+        )
+    if target.gpu_layers:
+        problems.append(f"there is no time table for llama.cpp on the GPU (gpu_layers of target {target.name})")
+    if target.connection is None:
+        problems.append(f"times are measured on the device, and target {target.name} has no connection to it")
+    return problems
 
 
 def _vocabulary_problems(recipe: Recipe) -> Iterator[str]:

@@ -6,20 +6,15 @@ Heavy imports stand inside the functions, so that looking at a finished run is q
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sieve_edge.artifacts import MANIFEST, read_manifest, read_plan
+from sieve_edge.artifacts import read_manifest, read_plan
 from sieve_edge.config import Target
 from sieve_edge.files import digest
 from sieve_edge.run import Run, gradient_levels, scoring_settings
 from sieve_edge.task.exam import DENSE_ANSWERS
 from sieve_edge.task.examples import cut_fractions, label_ids, splits_sha256
-
-if TYPE_CHECKING:
-    from sieve_edge.device.times import TimeTable
-    from sieve_edge.search.space import SearchSpace
 
 REFERENCE_PROMPTS = 2
 SCORES_SCHEMA = 3
@@ -60,12 +55,14 @@ def _search(run: Run, out: Path) -> Result:
     from sieve_edge.search.assemble import make_candidates, search_budgets, search_space
     from sieve_edge.search.budgets import shown
     from sieve_edge.search.executor import open_workers
+    from sieve_edge.timed import table_of
 
     bank, stats = ProjectionBank(run.folder("learn")), CalibrationStats(run.folder("calibrate"))
     space = search_space(run.loaded, run.target, run.recipe)
     labels = label_ids(run.task, run.loaded.encode)
     answer_tokens = max((len(ids) for ids in labels), default=run.task.max_new_tokens)
-    budgets = search_budgets(space, run.recipe.search, run.target.quantization, _times(run, space, out), answer_tokens)
+    times = table_of(run, space, out) if run.recipe.search.limits_time else None
+    budgets = search_budgets(space, run.recipe.search, run.target.quantization, times, answer_tokens)
     if run.judge is not None:
         plans, sizes = foreseen_plans(run.recipe), {name: len(split) for name, split in run.splits.items()}
         after = sizes["selection"] + 2 * (sizes["test"] + sizes["transfer"])
@@ -98,23 +95,6 @@ def _search(run: Run, out: Path) -> Result:
     costs = {budget.name: budget.cost(space.specs, plan.ranks) for budget in budgets}
     metrics = {**{name: getattr(plan, name) for name in told}, "costs": costs, **workers.metrics(), **_judged(run)}
     return metrics, (*fallbacks, *workers.fallbacks())
-
-
-def _times(run: Run, space: "SearchSpace", out: Path) -> "TimeTable | None":
-    """The target's time table, if a time is limited; of the dense model that was exported, if it was."""
-    if not run.recipe.search.limits_time:
-        return None
-    from sieve_edge.export.to_onnx import write_graph
-    from sieve_edge.search.times import time_table
-    from sieve_edge.validate import workload_prompt
-
-    prompts = [run.loaded.encode(example.prompt) for example in run.splits["selection"]]
-    prompt = workload_prompt(prompts, run.target.workload.prompt_tokens)
-    exported, sha256 = run.folder("export"), run.source.sha256()
-    manifest = read_manifest(exported) if (exported / MANIFEST).is_file() else None
-    usable = manifest and manifest.inputs["model"] == sha256 and manifest.settings.get("quantization") == "F32"
-    dense = exported / "dense" if usable else partial(write_graph, run.loaded.model)
-    return time_table(space, prompt, run.target, sha256, dense, run.root.parent / "shared", out, run.progress)
 
 
 def _score_cache(run: Run) -> Path:
@@ -217,24 +197,28 @@ def _export(run: Run, out: Path) -> Result:
 
 
 def _validate(run: Run, out: Path) -> Result:
+    from sieve_edge.device.place import open_place
     from sieve_edge.validate import validate
 
-    exported = run.folder("export")
+    folders = {name: run.folder("export") / name for name in ("pruned", "dense")}
     examples = {name: run.splits[name] for name in ("test", "transfer")}
     source_mib = run.source.weight_bytes() / 2**20
-    result = validate(
-        exported / "pruned",
-        exported / "dense",
-        examples,
-        run.examiner,
-        run.target,
-        run.recipe.tolerance,
-        run.recipe.seed,
-        source_mib,
-        out,
-        run.progress,
-    )
-    return {"passed": result["passed"], **_judged(run)}, _other_build(run.target)
+    with open_place(run.target, run.root.name, folders, run.root.parent / "shared", run.progress) as place:
+        result = validate(
+            folders["pruned"],
+            folders["dense"],
+            examples,
+            run.examiner,
+            run.target,
+            place,
+            run.recipe.tolerance,
+            run.recipe.seed,
+            source_mib,
+            out,
+            run.progress,
+        )
+    metrics = {"passed": result["passed"], "validated_on": result["validated_on"], **_judged(run)}
+    return metrics, (*place.stand_ins, *_other_build(run.target))
 
 
 def _judged(run: Run) -> dict[str, Any]:

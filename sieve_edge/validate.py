@@ -1,6 +1,6 @@
-"""Stage: what the exported artifact is worth on this device, against the dense model in the same runtime.
+"""Stage: what the exported artifact is worth on the device, against the dense model in the same runtime.
 
-Everything is measured in worker processes without torch.
+Everything is measured in worker processes without torch, on this machine or behind a connection.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from sieve_edge.config import Target
+from sieve_edge.device.check import SAMPLE
 from sieve_edge.device.checks import kl_limit, make_checks
-from sieve_edge.device.process import run_worker
+from sieve_edge.device.place import Place
 from sieve_edge.device.runtimes import WEIGHTS, end_tokens, open_tokenizer
 from sieve_edge.errors import ArtifactError
 from sieve_edge.files import digest, read_json, write_json
 from sieve_edge.progress import Progress
+from sieve_edge.resolve import settings_json
 from sieve_edge.task.evaluate import Grades, graded_loss, loss_interval, relative_loss, score_interval
 from sieve_edge.task.exam import RAW, Exam, LabelExam
 from sieve_edge.task.examiner import Examiner
@@ -27,6 +29,7 @@ from sieve_edge.task_config import Task
 FACTS = "sieve_edge.json"
 REPORT = "report.json"
 SPLITS = ("test", "transfer")
+SAMPLE_EXAMPLES = 50
 BATCH_TOKENS = 1024
 """Tokens scored in one batch; fixed, so that scores do not depend on the machine."""
 
@@ -36,18 +39,18 @@ class _Device:
     """Runs jobs for one target, each once: a result that is in ``out`` is not measured again."""
 
     target: Target
+    place: Place
     out: Path
     progress: Progress
 
     def run(self, name: str, total: int, unit: str, **fields: Any) -> dict[str, Any]:
         """Do a worker job, or read what an interrupted validation left of it."""
-        target = self.target
-        job = {"runtime": target.runtime, "threads": target.threads, "provider": target.execution_provider, **fields}
         file = self.out / f"{name}.json"
         kept = read_json(file) if file.is_file() else {}
-        if kept.get("job") != digest(job):
+        asked = digest([self.place.name, settings_json(self.target), fields])
+        if kept.get("job") != asked:
             with self.progress.task(name, total, unit) as advance:
-                kept = {"job": digest(job), "result": run_worker(job, advance)}
+                kept = {"job": asked, "result": self.place.run(fields, advance)}
             write_json(file, kept)
         result: dict[str, Any] = kept["result"]
         return result
@@ -59,6 +62,7 @@ def validate(
     examples: Mapping[str, Sequence[Example]],
     examiner: Examiner,
     target: Target,
+    place: Place,
     tolerance: float,
     seed: int,
     source_mib: float,
@@ -69,7 +73,8 @@ def validate(
 
     Reads both exported folders; writes one JSON file for each measurement and ``report.json`` to ``out``. May be
     interrupted: measurements that are in ``out`` are kept. Costs two passes over the test and transfer prompts. A
-    missed limit is recorded in ``checks`` and ``passed``; it is not an error here.
+    missed limit is recorded in ``checks`` and ``passed``; it is not an error here. Where the target's device is not at
+    hand, time and memory are measured here but their limits are not verified.
 
     Args:
         artifact: Exported pruned folder, with ``tokenizer.json``, ``reference.npz`` and ``sieve_edge.json``.
@@ -77,6 +82,7 @@ def validate(
         examples: Splits ``test`` and ``transfer``.
         examiner: Says what is asked.
         target: Device and limits.
+        place: Where it is measured, entered.
         tolerance: Allowed relative loss on the test split, a fraction.
         seed: Seed of the intervals.
         source_mib: Size of the weights that the build started from.
@@ -89,7 +95,8 @@ def validate(
     facts = _read_facts(artifact, examiner.task)
     folders = {"dense": dense, "pruned": artifact}
     exams = {name: _exams(folder, examples, examiner, facts["ends"]) for name, folder in folders.items()}
-    device = _Device(target, out, progress)
+    device = _Device(target, place, out, progress)
+    before = place.facts()
     # First, since it shows within seconds that the runtime loads the file and computes what it should.
     drift = device.run(
         "reference", 1, "comparisons", job="reference", folder=str(artifact), exact=target.quantization == "F32"
@@ -99,15 +106,19 @@ def validate(
         "task": examiner.task.name,
         "metric": examiner.task.metric,
         "target": target.name,
+        "validated_on": place.name,
         "kept_fraction": facts["kept_fraction"],
         **_quality(answers, exams, examiner, examples, facts, seed),
         **_cost(device, folders, exams, examiner.task, seed),
         "size_mib": {"source": source_mib, **{name: weights_mib(folder) for name, folder in folders.items()}},
         "max_logit_difference": drift["max_difference"],
         "drift": {"kl": drift["kl"], "top1": drift["top1"], "kl_limit": kl_limit(artifact, target)},
+        "device": {"providers": drift["providers"], "before": before, "after": place.facts()},
     }
     result["checks"] = make_checks(result, target, tolerance)
-    result["passed"] = all(check["passed"] for check in result["checks"])
+    result["passed"] = all(check["passed"] is not False for check in result["checks"])
+    test = (examples["test"], exams["pruned"]["test"], examiner.task, answers["pruned"]["test"])
+    write_json(out / SAMPLE, _sample(*test, facts["prior"]["pruned"]))
     write_json(out / REPORT, result)
     return result
 
@@ -182,13 +193,27 @@ def _answers(
     for name, folder in folders.items():
         answers[name] = {}
         for split, exam in exams[name].items():
-            job: dict[str, Any] = {"folder": str(folder), "prompts": list(exam.prompts), "batch_tokens": BATCH_TOKENS}
-            if isinstance(exam, WrittenExam):
-                job |= {"job": "write", "new_tokens": task.max_new_tokens, "stop": list(task.stop), "ends": exam.ends}
-            elif isinstance(exam, LabelExam):
-                job |= {"job": "score", "answers": list(exam.answer_ids)}
+            job = {"folder": str(folder), **_asked(exam, task)}
             answers[name][split] = device.run(f"answers-{name}-{split}", len(exam.prompts), "prompts", **job)["answers"]
     return answers
+
+
+def _asked(exam: Exam, task: Task) -> dict[str, Any]:
+    """Make the worker's job of an exam."""
+    job: dict[str, Any] = {"prompts": list(exam.prompts), "batch_tokens": BATCH_TOKENS}
+    if isinstance(exam, WrittenExam):
+        ends = {"stop": list(task.stop), "ends": exam.ends}
+        return {**job, "job": "write", "new_tokens": task.max_new_tokens, **ends}
+    if isinstance(exam, LabelExam):
+        return {**job, "job": "score", "answers": list(exam.answer_ids)}
+    raise TypeError(f"no worker takes {type(exam).__name__}")
+
+
+def _sample(examples: Sequence[Example], exam: Exam, task: Task, answers: Sequence[Any], prior: Any) -> dict[str, Any]:
+    """Keep a part of the test split with the artifact's answers, for checks on devices."""
+    job = _asked(exam.part(0, SAMPLE_EXAMPLES), task)
+    texts = [example.prompt for example in examples[:SAMPLE_EXAMPLES]]
+    return {"texts": texts, "job": job, "answers": answers[:SAMPLE_EXAMPLES], "prior": prior}
 
 
 def _quality(
@@ -253,7 +278,6 @@ def _cost(
             "answer_tokens": answer_tokens,
             **lengths,
             "threads": device.target.threads,
-            "execution_provider": device.target.execution_provider,
             "examples": {split: len(exam.prompts) for split, exam in exams["pruned"].items()},
         },
         # The samples stay in the measurement's own file; a report needs the figures.

@@ -17,7 +17,7 @@ import yaml
 
 from tests import pico as pico_models
 
-SECONDS = {"unit": 20, "property": 60, "golden": 60, "integration": 300, "gpu": 300, "real": 900}
+SECONDS = {"unit": 20, "property": 60, "golden": 60, "device": 120, "integration": 300, "gpu": 300, "real": 900}
 
 torch.set_num_threads(1)
 
@@ -87,6 +87,7 @@ def toy_target(tmp_path_factory: pytest.TempPathFactory, pico_root: Path, toy_ta
         "format": "onnx",
         "runtime": "onnxruntime",
         "threads": 1,
+        "connection": "local",
         "rank_multiple": 2,
         "rank_multiple_reason": "Matrices of 32 features need levels between the pruning factors.",
         "workload": {"decode_tokens": 4, "repeats": 3},

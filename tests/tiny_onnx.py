@@ -44,6 +44,7 @@ def make_target(**limits):
         rank_multiple=1,
         rank_multiple_reason="r",
         model="m",
+        connection="local",
         task="mood",
         workload=Workload(decode_tokens=3, repeats=5),
         limits=Limits(**limits),

@@ -6,11 +6,13 @@ from typing import Any
 import click
 
 from sieve_edge import __version__
+from sieve_edge.cli.bundle import bundle
 from sieve_edge.cli.doctor import doctor
 from sieve_edge.cli.inspect import inspect
 from sieve_edge.cli.serve import evaluate, serve
-from sieve_edge.cli.show import targets, tasks
-from sieve_edge.cli.stages import build, stage_commands
+from sieve_edge.cli.stages import build, profile, stage_commands
+from sieve_edge.cli.targets import targets
+from sieve_edge.cli.tasks import tasks
 from sieve_edge.errors import SieveError
 
 INTERRUPTED = 130
@@ -44,7 +46,7 @@ def cli() -> None:
     """Prune a language model to what one task needs, for one device, and prove it there."""
 
 
-for command in (build, *stage_commands(), doctor, evaluate, inspect, serve, targets, tasks):
+for command in (build, *stage_commands(), bundle, doctor, evaluate, inspect, profile, serve, targets, tasks):
     cli.add_command(command)
 
 

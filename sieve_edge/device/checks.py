@@ -1,6 +1,6 @@
 """Compares what was measured with what the target and the task ask for."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ def make_checks(result: Mapping[str, Any], target: Target, tolerance: float) -> 
 
     Returns:
         One ``{name, measured, limit, unit, passed}`` for each check; a limit that the target leaves out has none.
+        ``passed`` is None for what only the device can tell, and it was not there.
     """
     pruned, dense = result["timing"]["pruned"], result["timing"]["dense"]
     measured = {
@@ -42,7 +43,28 @@ def make_checks(result: Mapping[str, Any], target: Target, tolerance: float) -> 
     checks[-1]["passed"] = pruned["time_per_answer_ms"] < dense["time_per_answer_ms"]
     for name, limit in target.limits.model_dump(exclude_none=True).items():
         checks.append(_check(name, measured[name], limit, _UNITS[name.rsplit("_", 1)[1]]))
+    if result["validated_on"] == "host":
+        for check in checks:
+            check["passed"] = None if check["unit"] == "ms" or check["name"] == "peak_memory_mib" else check["passed"]
     return checks
+
+
+def told(checks: Sequence[Mapping[str, Any]], passed: bool | None) -> str:
+    """List checks of one outcome in words.
+
+    Args:
+        checks: What ``make_checks`` returned.
+        passed: Their outcome.
+
+    Returns:
+        Name, measured value and limit of each; empty if there is none.
+    """
+    sign = ">" if passed is False else "against"
+    return ", ".join(
+        f"{item['name']} {item['measured']:.4g} {sign} {item['limit']:.4g} {item['unit']}"
+        for item in checks
+        if item["passed"] is passed
+    )
 
 
 def kl_limit(artifact: Path, target: Target) -> float | None:

@@ -53,7 +53,7 @@ class LlamaTextModel:
     continuation added, so the present that it returned is void. ``repeat`` copies.
     """
 
-    def __init__(self, file: Path, threads: int, context_tokens: int, cache: str = "f16") -> None:
+    def __init__(self, file: Path, threads: int, context_tokens: int, cache: str = "f16", gpu_layers: int = 0) -> None:
         """Load the model and make a context.
 
         Args:
@@ -61,16 +61,22 @@ class LlamaTextModel:
             threads: Threads for prompts and for single tokens alike.
             context_tokens: Tokens that all sequences together may hold.
             cache: Type of the key/value cache, ``"f16"`` (llama.cpp's default) or ``"f32"``.
+            gpu_layers: Layers that the GPU runs.
 
         Raises:
             ArtifactError: If the file is missing or cannot be loaded.
+            EnvironmentMissing: If the GPU is asked for and this llama.cpp has none.
         """
         self._api = runtime()
         self._log = RuntimeLog(self._api)
         if not file.is_file():
             raise ArtifactError(f"{file}: missing; run the export again")
+        if gpu_layers and not self._api.llama_supports_gpu_offload():
+            raise EnvironmentMissing(
+                f"gpu_layers {gpu_layers}: this llama.cpp runs on no GPU; build one with ACCELERATOR=cuda make runtime"
+            )
         model_params = self._api.llama_model_default_params()
-        model_params.n_gpu_layers = 0
+        model_params.n_gpu_layers = gpu_layers
         self._model = self._api.llama_model_load_from_file(str(file).encode(), model_params)
         if not self._model:
             _refuse(file, self._log.text(), self._api.__version__)
@@ -88,6 +94,7 @@ class LlamaTextModel:
         if cache == "f32":
             # Flash attention rounds inside.
             params.flash_attn_type = self._api.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        self.providers = [f"{gpu_layers} layers on the GPU", "CPU"] if gpu_layers else ["CPU"]
         self._batch_tokens = params.n_batch
         self._context = self._api.llama_init_from_model(self._model, params)
         weakref.finalize(self, _close, self._api, self._context, self._model)

@@ -5,32 +5,50 @@ Dimension key: B batch, T tokens, I in_features, O out_features of the whole sta
 
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from sieve_edge.config import BITS, BLOCK
 from sieve_edge.protocols import Float32
 
-SPARE_NUMBERS = 2**16
-"""More than a graph has weights: each starts at a number of its own."""
-
+DOMAIN = "com.microsoft"
+_INT8_ARITHMETIC = 4
 _OPSET = 18
 _IR_VERSION = 10
 _INT64_MAX = np.iinfo(np.int64).max
 
 
+def block_attributes(in_features: int, out_features: int, bits: int) -> dict[str, Any]:
+    """Say how ONNX Runtime multiplies by weights in blocks.
+
+    Args:
+        in_features: I.
+        out_features: O.
+        bits: Of a code.
+
+    Returns:
+        Domain and attributes of the node ``MatMulNBits``.
+    """
+    sizes = {"K": in_features, "N": out_features, "bits": bits, "block_size": BLOCK}
+    return {"domain": DOMAIN, **sizes, "accuracy_level": _INT8_ARITHMETIC}
+
+
 class MatrixGraph:
     """A graph under construction; its inputs are (B, T, I), and its output says only that everything was computed."""
 
-    def __init__(self, numbers: Float32) -> None:
+    def __init__(self, numbers: Float32, quantization: str = "F32") -> None:
         """Start empty.
 
         Args:
             numbers: Random numbers that weights are made of, as many as the largest weight has and
-                ``SPARE_NUMBERS`` more.
+                one more for each weight.
+            quantization: Type of the stored weights.
         """
         self._numbers = numbers
+        self._quantization = quantization
         self._nodes: list[onnx.NodeProto] = []
         self._stored: list[TensorProto] = []
         self._inputs: list[onnx.ValueInfoProto] = []
@@ -96,7 +114,8 @@ class MatrixGraph:
         output = helper.make_tensor_value_info("shapes", TensorProto.INT64, [3 * len(self._shapes)])
         self._nodes.append(helper.make_node("Concat", self._shapes, ["shapes"], axis=0))
         graph = helper.make_graph(self._nodes, "matrix", self._inputs, [output], self._stored)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
+        opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid(DOMAIN, 1)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION)
         content: bytes = model.SerializeToString()
         return content
 
@@ -113,8 +132,22 @@ class MatrixGraph:
     def _multiply(self, hidden: str, in_features: int, out_features: int) -> str:
         # No two weights alike: a runtime may keep equal ones once, and then they come from the caches.
         start = len(self._stored)
-        weight_IO = self._numbers[start : start + in_features * out_features].reshape(in_features, out_features)
+        numbers = self._numbers[start : start + in_features * out_features]
+        if self._quantization in BITS:
+            return self._multiply_blocks(hidden, in_features, out_features, numbers)
+        weight_IO = numbers.reshape(in_features, out_features)
+        if self._quantization == "F16":
+            narrow = self._store(weight_IO.astype(np.float16))
+            return self._node("MatMul", [hidden, self._node("Cast", [narrow], to=TensorProto.FLOAT)])
         return self._node("MatMul", [hidden, self._store(weight_IO)])
+
+    def _multiply_blocks(self, hidden: str, in_features: int, out_features: int, numbers: Float32) -> str:
+        """Multiply by codes and scales, as the export does; what the numbers are does not change the time."""
+        bits, blocks = BITS[self._quantization], -(-in_features // BLOCK)
+        codes = np.resize(numbers.view(np.uint8), (out_features, blocks, BLOCK * bits // 8))
+        scales = np.resize(np.abs(numbers), (out_features * blocks,))
+        inputs = [hidden, self._store(codes), self._store(scales)]
+        return self._node("MatMulNBits", inputs, **block_attributes(in_features, out_features, bits))
 
     def _cut(self, value: str, bounds: Sequence[int]) -> Iterator[str]:
         axis = self._store(np.asarray([-1], dtype=np.int64))
@@ -128,9 +161,9 @@ class MatrixGraph:
         self._nodes.append(helper.make_node("Concat", values, [name], axis=-1))
         return name
 
-    def _node(self, kind: str, inputs: Sequence[str]) -> str:
+    def _node(self, kind: str, inputs: Sequence[str], **attributes: Any) -> str:
         name = f"value{len(self._nodes)}"
-        self._nodes.append(helper.make_node(kind, inputs, [name]))
+        self._nodes.append(helper.make_node(kind, inputs, [name], **attributes))
         return name
 
     def _store(self, array: np.ndarray) -> str:

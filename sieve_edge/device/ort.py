@@ -22,6 +22,10 @@ _KEEP = "logits_to_keep"
 _LOG_ERRORS = 3
 
 
+_CHAINS = {"TensorrtExecutionProvider": ["TensorrtExecutionProvider", "CUDAExecutionProvider"]}
+"""Providers that leave the operators they cannot run to another one."""
+
+
 class OrtTextModel:
     """An exported folder in ONNX Runtime, behind the ``TextModel`` protocol."""
 
@@ -44,6 +48,12 @@ class OrtTextModel:
         self._check_names(list(inputs))
         self._past_shapes = [self._heads_and_width(inputs[name]) for name in self._past_names]
         self._can_keep = _KEEP in {item.name for item in self._session.get_overridable_initializers()}
+
+    @property
+    def providers(self) -> list[str]:
+        """Execution providers that the session really has, the first one first."""
+        found: list[str] = self._session.get_providers()
+        return found
 
     def forward(
         self,
@@ -162,7 +172,7 @@ def _open(graph: Path | bytes, threads: int, provider: str) -> tuple[Any, Any]:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         source = str(graph) if isinstance(graph, Path) else graph
-        session = runtime.InferenceSession(source, options, providers=[provider])
+        session = runtime.InferenceSession(source, options, providers=_CHAINS.get(provider, [provider]))
     except Exception as error:  # onnxruntime's own errors share no narrower base
         raise ArtifactError(f"{place}: onnxruntime cannot load it ({' '.join(str(error).split())[:300]})") from error
     # A provider that fails to start is replaced with a log line only: what the session says is what counts.

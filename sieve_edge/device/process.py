@@ -1,34 +1,59 @@
-"""The parent's side of the worker: starts it, passes progress on, and brings its errors back."""
+"""The parent's side of the worker: starts it, here or on a device, passes progress on, and brings its errors back."""
 
 import json
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
-from sieve_edge.errors import ArtifactError, EnvironmentMissing, SieveError
+from sieve_edge.config import Target
+from sieve_edge.errors import ArtifactError, ConnectionLost, EnvironmentMissing, SieveError
 from sieve_edge.protocols import Progress
+
+LOST = 255
+"""Exit code of ssh when it is the connection that failed."""
 
 _ERRORS: dict[int, type[SieveError]] = {EnvironmentMissing.exit_code: EnvironmentMissing}
 
 
-def run_worker(job: Mapping[str, Any], progress: Progress | None = None) -> dict[str, Any]:
+def runtime_fields(target: Target, accelerated: bool) -> dict[str, Any]:
+    """Say how a worker opens a target's files.
+
+    Args:
+        target: The device.
+        accelerated: Whether the accelerator that the target asks for is to be used.
+
+    Returns:
+        Fields of a worker job.
+    """
+    provider = target.execution_provider if accelerated else "CPUExecutionProvider"
+    layers = target.gpu_layers if accelerated else 0
+    return {"runtime": target.runtime, "threads": target.threads, "provider": provider, "gpu_layers": layers}
+
+
+def run_worker(
+    job: Mapping[str, Any],
+    progress: Progress | None = None,
+    command: Sequence[str] = (sys.executable, "-m", "sieve_edge.device.worker"),
+    head: bytes = b"",
+) -> dict[str, Any]:
     """Do one job in a fresh process; may be interrupted, which ends that process too.
 
     Args:
         job: The job, see ``sieve_edge.device.worker``; JSON-compatible.
         progress: Told of each unit that the worker finishes.
+        command: What starts the worker.
+        head: What it reads before the job.
 
     Returns:
         The worker's result.
     """
     # Files, not pipes, for what may be larger than a pipe's buffer: nobody waits for anybody.
-    with tempfile.TemporaryFile("w+") as job_file, tempfile.TemporaryFile("w+") as result_file:
-        job_file.write(json.dumps(job))
+    with tempfile.TemporaryFile() as job_file, tempfile.TemporaryFile("w+") as result_file:
+        job_file.write(head + json.dumps(job).encode())
         job_file.seek(0)
-        command = [sys.executable, "-m", "sieve_edge.device.worker"]
         with subprocess.Popen(
             command, stdin=job_file, stdout=result_file, stderr=subprocess.PIPE, text=True, errors="replace"
         ) as process:
@@ -66,6 +91,8 @@ def _result(job: Mapping[str, Any], output: str, code: int, last_line: str) -> d
         raise _ERRORS.get(result["exit_code"], SieveError)(result["error"])
     if code == 0 and isinstance(result, dict):
         return result
+    if code == LOST:
+        raise ConnectionLost(f"worker for '{job.get('job')}': {last_line or 'the connection is lost'}")
     how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit {code}"
     hint = "; out of memory?" if code == -signal.SIGKILL else ""
     where = job.get("folder") or job.get("folders")

@@ -5,25 +5,25 @@ model holds one in each layer, and the graphs of all matrices take turns with th
 the weights of all the others have passed.
 """
 
-import platform
 import time
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import psutil
 
-from sieve_edge.device.matrix_graphs import SPARE_NUMBERS, MatrixGraph
-from sieve_edge.device.ort import OrtGraph, OrtTextModel
+from sieve_edge.device.ggml import GgmlGraph
+from sieve_edge.device.ort import OrtGraph
+from sieve_edge.device.runtimes import Runtime
 from sieve_edge.device.times import TimedMatrix, Times
 from sieve_edge.device.timing import WARM_UP_REPEATS, timed_decode, timed_prefill
-from sieve_edge.protocols import Float32, Float64, Progress
+from sieve_edge.protocols import Float32, Float64, Progress, TextModel
 
-CPU_INFO = Path("/proc/cpuinfo")
-_NAMES = ("model name", "Model", "Hardware")
-_RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
+_BYTES = {"F32": 4.0, "F16": 2.0, "int8": 1.125, "int4": 0.625, "Q8_0": 1.0625, "Q4_0": 0.5625}
+"""Quantization -> bytes of a weight, its share of a scale included."""
+
+_SPARE_NUMBERS = 2**16
+"""More than a graph has weights: each starts at a number of its own."""
+
 _GRAPH_BYTES = 16 * 2**20
 _MIN_COPIES = 16
 _DECODE_STEPS = 4
@@ -34,66 +34,47 @@ Runs = tuple[Callable[[], None], Callable[[], None]]
 
 
 def measure(
+    runtime: Runtime,
+    quantization: str,
     folder: Path,
     prompt_ids: Sequence[int],
     matrices: Sequence[TimedMatrix],
     layers: int,
-    threads: int,
-    provider: str,
     repeats: int,
     progress: Progress,
 ) -> tuple[list[Times], Times]:
     """Time matrices and the dense model in turn, in this process.
 
     Args:
+        runtime: How exported folders are run.
+        quantization: Type of the stored weights, one for every matrix.
         folder: Exported dense model.
         prompt_ids: Tokens of the prompt.
         matrices: What to time.
         layers: Layers of the model.
-        threads: Threads of one operator.
-        provider: Execution provider.
         repeats: Measured repeats, after a warm-up.
         progress: Told of each matrix that was made ready, and of each measured repeat.
 
     Returns:
         ``(times of each matrix, times of the dense model)``, medians over the repeats.
     """
-    dense = OrtTextModel(folder, threads, provider)
+    # Of the prompt, of the prompt again and of every decode step: llama.cpp keeps the past of two repeats.
+    dense = runtime.open(folder, 3 * (len(prompt_ids) + _DECODE_STEPS))
     numbers = _random_numbers(matrices, len(prompt_ids))
-
-    def ready(graph: bytes, width: int) -> Runs:
-        loaded = OrtGraph(graph, threads, provider)
-        prompt, step = (numbers[: tokens * width].reshape(1, tokens, width) for tokens in (len(prompt_ids), 1))
-        return loaded.bind(prompt), loaded.bind(step)
-
-    copies = [_copies(matrix, layers) for matrix in matrices]
+    ready = _onnx_runs if runtime.name == "onnxruntime" else _ggml_runs
+    copies = [_copies(matrix, layers, _BYTES[quantization]) for matrix in matrices]
     # The first graph holds no matrix: what it takes is the cost of a run.
-    runs = [ready(_graph(matrices[0], 0, numbers), matrices[0].in_features)]
+    runs = [ready(runtime, quantization, matrices[0], 0, len(prompt_ids), numbers)]
     for matrix, count in zip(matrices, copies, strict=True):
-        runs.append(ready(_graph(matrix, count, numbers), matrix.in_features))
+        runs.append(ready(runtime, quantization, matrix, count, len(prompt_ids), numbers))
         progress(1)
     model, prefill_ms, decode_ms = _interleaved(dense, prompt_ids, runs, repeats, progress)
     each = [np.maximum(kind[1:] - kind[0], 0.0) / copies for kind in (prefill_ms, decode_ms)]
     return list(zip(each[0].tolist(), each[1].tolist(), strict=True)), model
 
 
-def machine_facts() -> dict[str, Any]:
-    """Say what times depend on, beside the target's settings.
-
-    Returns:
-        Processor, cores, and the version of each installed runtime; JSON-compatible.
-    """
-    versions = {}
-    for package in _RUNTIMES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return {"processor": _processor(), "cores": psutil.cpu_count(), **versions}
-
-
 def _interleaved(
-    dense: OrtTextModel, prompt_ids: Sequence[int], runs: Sequence[Runs], repeats: int, progress: Progress
+    dense: TextModel, prompt_ids: Sequence[int], runs: Sequence[Runs], repeats: int, progress: Progress
 ) -> tuple[Times, Float64, Float64]:
     """Let the dense model and the graphs take turns; medians of the model, and of each graph's prompts and steps."""
     model: tuple[list[float], list[float]] = ([], [])
@@ -123,21 +104,35 @@ def _turns(runs: Sequence[Runs], order: Sequence[int], kind: int) -> list[float]
     return milliseconds
 
 
-def _graph(matrix: TimedMatrix, copies: int, numbers: Float32) -> bytes:
-    graph = MatrixGraph(numbers)
+def _onnx_runs(
+    runtime: Runtime, quantization: str, matrix: TimedMatrix, copies: int, tokens: int, numbers: Float32
+) -> Runs:
+    # Needs onnx, which a device that only validates does not have.
+    from sieve_edge.device.matrix_graphs import MatrixGraph
+
+    graph = MatrixGraph(numbers, quantization)
     graph.add_nothing(matrix.in_features)
     for _ in range(copies):
         if matrix.rank is None:
             graph.add_dense(matrix.part_features, matrix.in_features)
         else:
             graph.add_factored(matrix.part_features, matrix.in_features, matrix.rank, matrix.storage)
-    return graph.serialize()
+    loaded, width = OrtGraph(graph.serialize(), runtime.threads, runtime.provider), matrix.in_features
+    prompt, step = (numbers[: count * width].reshape(1, count, width) for count in (tokens, 1))
+    return loaded.bind(prompt), loaded.bind(step)
 
 
-def _copies(matrix: TimedMatrix, layers: int) -> int:
+def _ggml_runs(
+    runtime: Runtime, quantization: str, matrix: TimedMatrix, copies: int, tokens: int, numbers: Float32
+) -> Runs:
+    graph = GgmlGraph(matrix, copies, quantization, runtime.threads, numbers)
+    return graph.bind(tokens), graph.bind(1)
+
+
+def _copies(matrix: TimedMatrix, layers: int, bytes_of_one: float) -> int:
     """As many as the model has layers; fewer of large ones, for memory, and more of few, against the run's own cost."""
-    bytes_each = 4 * _weight_count(matrix)
-    return max(min(max(layers, _MIN_COPIES), _GRAPH_BYTES // bytes_each), 1)
+    bytes_each = bytes_of_one * _weight_count(matrix)
+    return max(min(max(layers, _MIN_COPIES), int(_GRAPH_BYTES / bytes_each)), 1)
 
 
 def _weight_count(matrix: TimedMatrix) -> int:
@@ -150,11 +145,4 @@ def _weight_count(matrix: TimedMatrix) -> int:
 
 def _random_numbers(matrices: Sequence[TimedMatrix], tokens: int) -> Float32:
     count = max(max(_weight_count(matrix), tokens * matrix.in_features) for matrix in matrices)
-    return np.random.default_rng(_SEED).standard_normal(count + SPARE_NUMBERS, dtype=np.float32)
-
-
-def _processor() -> str:
-    """Name the processor; boards without a model name give their own."""
-    lines = CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines() if CPU_INFO.is_file() else []
-    named = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    return next((named[name] for name in _NAMES if named.get(name)), platform.processor() or platform.machine())
+    return np.random.default_rng(_SEED).standard_normal(count + _SPARE_NUMBERS, dtype=np.float32)

@@ -9,7 +9,6 @@ from tokenizers import Tokenizer
 from sieve_edge.device.llama import GGUF, LlamaTextModel
 from sieve_edge.device.ort import OrtTextModel
 from sieve_edge.errors import ArtifactError
-from sieve_edge.protocols import TextModel
 
 WEIGHTS = "model.*"
 """Pattern of the files of an exported folder that hold graph and weights, whatever the format."""
@@ -23,13 +22,15 @@ class Runtime:
         name: ``"onnxruntime"``, ``"llama.cpp"`` or ``"llama.cpp-stock"``.
         threads: Threads of one operator.
         provider: ONNX Runtime's execution provider.
+        gpu_layers: Layers that llama.cpp runs on the GPU.
     """
 
     name: str
     threads: int
     provider: str = "CPUExecutionProvider"
+    gpu_layers: int = 0
 
-    def open(self, folder: Path, context_tokens: int, exact: bool = False) -> TextModel:
+    def open(self, folder: Path, context_tokens: int, exact: bool = False) -> OrtTextModel | LlamaTextModel:
         """Load a folder.
 
         Args:
@@ -42,7 +43,8 @@ class Runtime:
         """
         if self.name == "onnxruntime":
             return OrtTextModel(folder, self.threads, self.provider)
-        return LlamaTextModel(folder / GGUF, self.threads, context_tokens, "f32" if exact else "f16")
+        cache = "f32" if exact else "f16"
+        return LlamaTextModel(folder / GGUF, self.threads, context_tokens, cache, self.gpu_layers)
 
 
 def open_tokenizer(folder: Path) -> Tokenizer:

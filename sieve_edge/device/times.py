@@ -32,6 +32,17 @@ class TimedMatrix:
     rank: int | None
     storage: str
 
+    def rank_or(self, dense: int) -> int:
+        """Say how wide the middle is.
+
+        Args:
+            dense: What a dense matrix counts for.
+
+        Returns:
+            The rank.
+        """
+        return dense if self.rank is None else self.rank
+
 
 @dataclass(frozen=True)
 class TimeRow:
@@ -50,6 +61,7 @@ class TimeTable:
         machine: Processor, cores, and version of the runtime.
         threads: Threads of one operator.
         provider: Execution provider.
+        quantization: Type of the stored weights.
         prompt_tokens: Length of the prompt.
         rows: Matrices, dense ones and every rank.
         fixed_prefill_ms: Prompt, everything outside the matrices.
@@ -59,6 +71,7 @@ class TimeTable:
     machine: Mapping[str, Any]
     threads: int
     provider: str
+    quantization: str
     prompt_tokens: int
     rows: tuple[TimeRow, ...]
     fixed_prefill_ms: float
@@ -133,6 +146,7 @@ def make_table(
     machine: Mapping[str, Any],
     threads: int,
     provider: str,
+    quantization: str,
     prompt_tokens: int,
 ) -> TimeTable:
     """Put what was measured into a table; what the dense model takes beyond its matrices is fixed.
@@ -144,6 +158,7 @@ def make_table(
         machine: Processor, cores, and version of the runtime.
         threads: Threads of one operator.
         provider: Execution provider.
+        quantization: Type of the stored weights.
         prompt_tokens: Length of the prompt.
 
     Returns:
@@ -151,7 +166,7 @@ def make_table(
     """
     fixed = [dense[kind] - sum(times[matrix][kind] * count for matrix, count in counts.items()) for kind in (0, 1)]
     rows = tuple(TimeRow(matrix, *values) for matrix, values in times.items())
-    return TimeTable(dict(machine), threads, provider, prompt_tokens, rows, fixed[0], fixed[1])
+    return TimeTable(dict(machine), threads, provider, quantization, prompt_tokens, rows, fixed[0], fixed[1])
 
 
 def _at(rank: int, ranks: Sequence[int], values: Sequence[float]) -> float:

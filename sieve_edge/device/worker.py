@@ -33,10 +33,11 @@ class _Job(Strict):
     runtime: str
     threads: PositiveInt
     provider: str
+    gpu_layers: Annotated[int, Field(ge=0)] = 0
 
     def opener(self) -> Runtime:
         """Say how folders are run."""
-        return Runtime(self.runtime, self.threads, self.provider)
+        return Runtime(self.runtime, self.threads, self.provider, self.gpu_layers)
 
 
 class ScoreJob(_Job):
@@ -99,6 +100,7 @@ class ProfileJob(_Job):
     matrices: Annotated[list[TimedMatrix], Field(min_length=1)]
     layers: PositiveInt
     repeats: PositiveInt
+    quantization: str
 
 
 Job = Annotated[ScoreJob | WriteJob | TimeJob | MemoryJob | ReferenceJob | ProfileJob, Field(discriminator="job")]
@@ -195,21 +197,20 @@ def _memory(job: MemoryJob) -> dict[str, Any]:
 
 def _reference(job: ReferenceJob) -> dict[str, Any]:
     file = job.folder / REFERENCE
-    measured = drift(job.opener().open(job.folder, reference_tokens(file), job.exact), file)
+    model = job.opener().open(job.folder, reference_tokens(file), job.exact)
+    measured = drift(model, file)
     if not np.isfinite(measured.max_difference):
         raise ArtifactError(f"{job.folder}: a logit of the reference inputs is not finite")
     _reporter(1)(1)
-    return asdict(measured)
+    return {**asdict(measured), "providers": model.providers}
 
 
 def _profile(job: ProfileJob) -> dict[str, Any]:
-    # Needs onnx, which a device that only validates does not have.
     from sieve_edge.device.profile import measure
 
     report = _reporter(len(job.matrices) + job.repeats)
-    times, dense = measure(
-        job.folder, job.prompt, job.matrices, job.layers, job.threads, job.provider, job.repeats, report
-    )
+    settings = (job.opener(), job.quantization, job.folder, job.prompt, job.matrices, job.layers, job.repeats)
+    times, dense = measure(*settings, report)
     return {"times": times, "dense": dense}
 
 

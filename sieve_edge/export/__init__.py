@@ -82,8 +82,8 @@ def stored_weights(quantized: Path, kind: str, quantization: str) -> Any:
     Returns:
         A ``Stored``; None for float32.
     """
+    from sieve_edge.config import BITS
     from sieve_edge.export.to_onnx import Stored
-    from sieve_edge.model.blocks import BITS
 
     if quantization == "F32":
         return None

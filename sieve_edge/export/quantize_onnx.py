@@ -10,12 +10,11 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from sieve_edge.config import BLOCK
+from sieve_edge.device.matrix_graphs import DOMAIN, block_attributes
 from sieve_edge.errors import ArtifactError
-from sieve_edge.model.blocks import BLOCK
 
 CODES, SCALES = ".codes", ".scales"
-DOMAIN = "com.microsoft"
-_INT8_ARITHMETIC = 4
 
 
 def read_blocks_(proto: onnx.ModelProto, shapes: Mapping[str, Sequence[int]], bits: int) -> None:
@@ -84,12 +83,7 @@ def _linear(multiply: onnx.NodeProto, weight: str, outputs: int, features: int, 
         [multiply.input[0], weight + CODES, weight + SCALES],
         list(multiply.output),
         name=multiply.name,
-        domain=DOMAIN,
-        K=features,
-        N=outputs,
-        bits=bits,
-        block_size=BLOCK,
-        accuracy_level=_INT8_ARITHMETIC,
+        **block_attributes(features, outputs, bits),
     )
 
 

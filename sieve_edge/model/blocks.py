@@ -10,11 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-BITS = {"int4": 4, "int8": 8}
-"""Quantization of a target -> bits of a weight that is stored in blocks."""
-
-BLOCK = 32
-"""Inputs that share a scale."""
+from sieve_edge.config import BLOCK
 
 
 class Blocks(NamedTuple):

@@ -13,6 +13,7 @@ _TIMES = (
     ("time per token p50, ms", "time_per_token_p50_ms"),
     ("time per token p95, ms", "time_per_token_p95_ms"),
 )
+_OUTCOMES = {True: "yes", False: "**no**", None: "**not verified**"}
 _SPEEDS = (("decode, tokens/s", "tokens_per_s"), ("prompt, tokens/s", "prompt_tokens_per_s"))
 
 
@@ -33,6 +34,7 @@ def write_report(result: Mapping[str, Any], out: Path) -> Path:
         _tuning(result.get("tune"), result["loss"].get("against_dense_tuned")),
         _speed(result),
         _footprint(result),
+        _device(result),
         _seconds(result.get("seconds", {})),
         _bullets("Fallbacks", result.get("fallbacks", ())),
         _bullets("Reproduce", [f"`{result['command']}`"] if "command" in result else ()),
@@ -51,12 +53,16 @@ def _verdict(result: Mapping[str, Any]) -> str:
             _number(check["measured"]),
             _number(check["limit"]),
             check["unit"],
-            "yes" if check["passed"] else "**no**",
+            _OUTCOMES[check["passed"]],
         )
         for check in result["checks"]
     ]
-    missed = [check["name"] for check in result["checks"] if not check["passed"]]
-    verdict = f"**Missed: {', '.join(missed)}.**" if missed else "**Passed.**"
+    missed, unknown = (
+        ", ".join(check["name"] for check in result["checks"] if check["passed"] is passed) for passed in (False, None)
+    )
+    verdict = f"**Missed: {missed}.**" if missed else "**Passed.**"
+    if unknown:
+        verdict += f" **Not verified, since the device was not at hand: {unknown}.**"
     return (
         f"# {result['task']} on {result['target']}\n\n{verdict} "
         f"Kept {kept['linears']:.1%} of the linears' parameters, {kept['model']:.1%} of the model's.\n\n"
@@ -128,8 +134,8 @@ def _speed(result: Mapping[str, Any]) -> str:
     return (
         f"## Time\n\n{work['prompt_tokens']} prompt tokens, {work['answer_tokens']} answer tokens, "
         f"{work['decode_tokens']} decoded, {work['repeats']} interleaved repeats, {work['threads']} threads, "
-        f"{work['execution_provider']}. Answers come {pruned['speed_ratio']:.2f} times as fast, paired by repeat, "
-        f"95 % interval {_interval(pruned['speed_ratio_interval95'])}.\n\n"
+        f"{', '.join(result['device']['providers'])}. Answers come {pruned['speed_ratio']:.2f} times as fast, paired "
+        f"by repeat, 95 % interval {_interval(pruned['speed_ratio_interval95'])}.\n\n"
         + _table(("", "dense", "pruned", "times as fast"), table)
     )
 
@@ -148,6 +154,27 @@ def _footprint(result: Mapping[str, Any]) -> str:
         f"{result['max_logit_difference']:.1e}, KL {result['drift']['kl']:.1e} nats, "
         f"same most likely token {result['drift']['top1']:.0%}."
     )
+
+
+def _device(result: Mapping[str, Any]) -> str:
+    before, after = result["device"]["before"], result["device"]["after"]
+    shown = ("governors", "clock_mhz", "max_clock_mhz", "temperature_c", "throttled", "available_memory_mib")
+    rows = [(name.replace("_", " "), _plain(before[name]), _plain(after[name])) for name in shown]
+    where = "the device itself" if result["validated_on"] == "device" else "this host, in place of the device"
+    return (
+        f"## Device\n\nMeasured on {where}: {before['model']}, {before['processor']}, {before['cores']} cores, "
+        f"{before['memory_mib']} MiB, {before['system']}, Python {before['python']}.\n\n"
+        + _table(("", "before", "after"), rows)
+    )
+
+
+def _plain(value: Any) -> str:
+    """Show a fact of a device; what it does not tell is a dash."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {item}" for name, item in value.items()) or "-"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(map(str, value)) or "-"
+    return "-" if value is None else str(value)
 
 
 def _seconds(seconds: Mapping[str, float]) -> str:

@@ -13,6 +13,9 @@ _STATISTICS_SEED = 0
 MAX_UNJUDGED = 0.1
 """Fraction of a candidate's answers that may go without a judge's verdict."""
 
+CONFIDENCES = {"pair": 0.8, "pivoted": 0.8, "width": 0.95}
+"""Storage of pruned matrices -> confidence with which a plan must keep the task, where a recipe names none."""
+
 
 @dataclass(frozen=True)
 class Acceptance:

@@ -15,7 +15,7 @@ from sieve_edge.model.refit import refit_settings
 from sieve_edge.model.statistics import CalibrationStats
 from sieve_edge.progress import Progress
 from sieve_edge.recipe import Recipe, SearchRecipe
-from sieve_edge.search.acceptance import Acceptance, Reference
+from sieve_edge.search.acceptance import CONFIDENCES, Acceptance, Reference
 from sieve_edge.search.budgets import Budget, check_reachable, params_budget, time_budget
 from sieve_edge.search.candidates import Candidates
 from sieve_edge.search.executor import Executor
@@ -149,7 +149,9 @@ def make_candidates(
         make_executor(loaded, bank, data, progress),
         History(out / "history.jsonl", cache, progress),
         Reference(exam, dense_answers),
-        Acceptance(recipe.tolerance, wanted.accept, wanted.confidence, wanted.stop_confidence),
+        Acceptance(
+            recipe.tolerance, wanted.accept, wanted.confidence or CONFIDENCES[target.storage], wanted.stop_confidence
+        ),
         out,
         progress,
     )

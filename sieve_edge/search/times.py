@@ -8,16 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from sieve_edge.config import Target
-from sieve_edge.device.process import run_worker
-from sieve_edge.device.profile import machine_facts
+from sieve_edge.device.place import Place, open_place
+from sieve_edge.device.process import runtime_fields
 from sieve_edge.device.times import TimedMatrix, TimeTable, make_table
 from sieve_edge.files import digest, read_json, write_json
 from sieve_edge.progress import Progress
 from sieve_edge.search.budgets import timed_matrix
 from sieve_edge.search.space import SearchSpace
 
-TIMES_SCHEMA = 1
+TIMES_SCHEMA = 2
 """Rises when what a time means changes."""
+
+_GRAPH_PACKAGES = {"onnx": ("onnx",), "gguf": ()}
+_MACHINE = ("model", "processor", "machine", "cores", "packages")
+"""Facts of a device that times depend on, beside the target's settings."""
 
 
 def time_table(
@@ -30,16 +34,16 @@ def time_table(
     out: Path,
     progress: Progress,
 ) -> TimeTable:
-    """Read the time table, or measure it on this machine and keep it.
+    """Read the time table, or measure it on the target's device and keep it.
 
     May be interrupted: the table is written when it is whole. Measuring runs in a process of its own.
 
     Args:
         space: Search space; its ranks are measured.
         prompt_ids: Prompt of the length that is timed.
-        target: The device: threads, provider, repeats.
+        target: The device: connection, threads, provider, quantization, repeats.
         model_sha256: Hash of the dense model.
-        dense: The dense model as an exported folder, or what writes its graph into a folder.
+        dense: The dense model as an exported folder, or what writes one.
         shared: Folder of what runs share.
         out: Work folder; holds the dense model while it is measured.
         progress: Where progress is shown.
@@ -47,32 +51,34 @@ def time_table(
     Returns:
         The table.
     """
-    matrices, machine = space_matrices(space), machine_facts()
+    matrices, written = space_matrices(space), out / "dense"
+    folders = {"dense": dense if isinstance(dense, Path) else written}
+    place = open_place(target, f"times-{target.name}", folders, shared, progress, _GRAPH_PACKAGES[target.format])
+    facts = place.facts()
+    machine = {name: facts[name] for name in _MACHINE}
     job = {
         "matrices": [asdict(matrix) for matrix in matrices],
-        "threads": target.threads,
-        "runtime": target.runtime,
-        "provider": target.execution_provider,
         "layers": len({spec.layer for spec in space.specs}),
         "repeats": target.workload.repeats,
+        "quantization": target.quantization,
     }
-    key = digest([TIMES_SCHEMA, model_sha256, machine, len(prompt_ids), job])
-    written, file = out / "dense", shared / f"times-{key[:16]}.json"
+    key = digest([TIMES_SCHEMA, model_sha256, machine, len(prompt_ids), runtime_fields(target, True), job])
+    file = shared / f"times-{key[:16]}.json"
     # An interrupted run may have left it.
     shutil.rmtree(written, ignore_errors=True)
     if file.is_file():
         progress.say(f"  time table: {file.name}, measured before")
         return TimeTable.from_json(read_json(file), str(file))
     progress.say(f"  time table: {len(matrices)} matrices, threads: {target.threads}; to be kept as {file.name}")
+    shared.mkdir(parents=True, exist_ok=True)
     try:
-        result = _measured({**job, "prompt": list(prompt_ids)}, dense, written, progress)
+        result = _measured({**job, "prompt": list(prompt_ids)}, place, dense, folders["dense"], progress)
     finally:
         shutil.rmtree(written, ignore_errors=True)
     times = {matrix: (prefill, decode) for matrix, (prefill, decode) in zip(matrices, result["times"], strict=True)}
     counts = Counter(timed_matrix(spec, None, space.storage) for spec in space.specs)
-    settings = (target.threads, target.execution_provider, len(prompt_ids))
+    settings = (target.threads, target.execution_provider, target.quantization, len(prompt_ids))
     table = make_table(times, tuple(result["dense"]), counts, machine, *settings)
-    shared.mkdir(parents=True, exist_ok=True)
     write_json(file, table.to_json())
     return table
 
@@ -95,12 +101,11 @@ def space_matrices(space: SearchSpace) -> list[TimedMatrix]:
 
 
 def _measured(
-    job: Mapping[str, Any], dense: Path | Callable[[Path], object], written: Path, progress: Progress
+    job: Mapping[str, Any], place: Place, dense: Path | Callable[[Path], object], folder: Path, progress: Progress
 ) -> dict[str, Any]:
-    folder = dense if isinstance(dense, Path) else written
     if not isinstance(dense, Path):
         progress.say("  writing the dense model for the time table")
-        written.mkdir()
-        dense(written)
-    with progress.task("measure", len(job["matrices"]) + job["repeats"], "steps") as advance:
-        return run_worker({"job": "profile", "folder": str(folder), **job}, advance)
+        folder.mkdir()
+        dense(folder)
+    with place, progress.task("measure", len(job["matrices"]) + job["repeats"], "steps") as advance:
+        return place.run({"job": "profile", "folder": str(folder), **job}, advance)

@@ -29,6 +29,7 @@ def build(folder, model, task, **fields):
         "quantization": "F16",
         "storage": "pair",
         "threads": 1,
+        "connection": "local",
         "rank_multiple": 2,
         "rank_multiple_reason": "Matrices of 32 features need levels between the pruning factors.",
         "workload": {"decode_tokens": 4, "repeats": 3},

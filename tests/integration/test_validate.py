@@ -7,9 +7,10 @@ import textwrap
 import numpy as np
 import pytest
 
-from sieve_edge import validate as stage
+from sieve_edge.device import place
 from sieve_edge.device.checks import make_checks
 from sieve_edge.device.ort import OrtTextModel
+from sieve_edge.device.place import ThisMachine
 from sieve_edge.device.process import run_worker
 from sieve_edge.errors import ArtifactError
 from sieve_edge.files import read_json
@@ -46,6 +47,7 @@ def run_validate(folders, out, target=None):
         EXAMPLES,
         Examiner(make_task()),
         target or make_target(),
+        ThisMachine(target or make_target()),
         tolerance=0.05,
         seed=0,
         source_mib=123.0,
@@ -107,7 +109,7 @@ def test_a_killed_validation_goes_on_where_it_was(folders, tmp_path, monkeypatch
             raise KeyboardInterrupt
         return run_worker(job, progress)
 
-    monkeypatch.setattr(stage, "run_worker", dies_at_fifth)
+    monkeypatch.setattr(place, "run_worker", dies_at_fifth)
     with pytest.raises(KeyboardInterrupt):
         run_validate(folders, tmp_path / "out")
     assert not (tmp_path / "out" / "report.json").exists()
@@ -129,6 +131,7 @@ def test_checks_follow_the_limits():
         "loss": {"test": 0.05},
         "max_logit_difference": 6e-3,
         "drift": {"kl": 0.0, "top1": 1.0, "kl_limit": None},
+        "validated_on": "device",
     }
     checks = make_checks(result, make_target(time_per_token_p95_ms=3.0, time_to_first_token_ms=8.9), 0.05)
     passed = {check["name"]: check["passed"] for check in checks}
@@ -140,6 +143,19 @@ def test_checks_follow_the_limits():
         "time_to_first_token_ms": False,
         "time_per_token_p95_ms": True,
     }
+
+
+def test_without_the_device_time_and_memory_are_not_verified(folders, tmp_path):
+    target = make_target(time_per_answer_ms=1000.0, peak_memory_mib=1.0, file_size_mib=5.0)
+    target = target.model_copy(update={"connection": None})
+    result = run_validate(folders, tmp_path / "out", target)
+    assert result["validated_on"] == "host"
+    outcomes = {check["name"]: check["passed"] for check in result["checks"]}
+    unknown = {name for name, passed in outcomes.items() if passed is None}
+    assert unknown == {"faster", "time_per_answer_ms", "peak_memory_mib"}
+    assert outcomes["file_size_mib"] is True
+    page = write_report(result, tmp_path).read_text()
+    assert "Not verified, since the device was not at hand: faster, time_per_answer_ms, peak_memory_mib." in page
 
 
 def test_workload_prompt_has_the_wanted_length():
@@ -158,6 +174,7 @@ def test_an_artifact_of_another_task_is_refused(folders, tmp_path):
             EXAMPLES,
             Examiner(task),
             make_target(),
+            ThisMachine(make_target()),
             0.05,
             0,
             1.0,
@@ -184,6 +201,7 @@ def test_validate_runs_where_torch_is_not_installed(folders, tmp_path):
         from sieve_edge.progress import Progress
         from sieve_edge.report.markdown import write_report
         from sieve_edge.config import Target
+        from sieve_edge.device.place import ThisMachine
         from sieve_edge.task_config import Task
         from sieve_edge.task.examiner import Examiner
         from sieve_edge.task.examples import Example
@@ -192,7 +210,10 @@ def test_validate_runs_where_torch_is_not_installed(folders, tmp_path):
         task, target, out = Task.model_validate_json(task), Target.model_validate_json(target), Path(out)
         rows = [Example("x", f"Review: {word} Mood:", label) for word, label in (("fine", 1), ("dull", 0))] * 2
         splits = {"test": rows, "transfer": rows}
-        result = validate(Path(pruned), Path(dense), splits, Examiner(task), target, 0.5, 0, 1.0, out, Progress())
+        place = ThisMachine(target)
+        result = validate(
+            Path(pruned), Path(dense), splits, Examiner(task), target, place, 0.5, 0, 1.0, out, Progress()
+        )
         write_report(result, out)
         assert not {"torch", "transformers"} & set(sys.modules)
         print("done")

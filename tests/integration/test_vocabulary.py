@@ -33,6 +33,7 @@ def test_the_pruned_model_has_fewer_tokens_and_does_the_task(format_, model, toy
         "format": format_,
         **FORMATS[format_],
         "threads": 1,
+        "connection": "local",
         "rank_multiple": 2,
         "rank_multiple_reason": "Matrices of 32 features need levels between the pruning factors.",
         "workload": {"decode_tokens": 4, "repeats": 3},

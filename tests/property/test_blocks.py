@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sieve_edge.model.blocks import BLOCK, Blocks, pack, restore, round_nearest, round_with_gram
+from sieve_edge.config import BLOCK
+from sieve_edge.model.blocks import Blocks, pack, restore, round_nearest, round_with_gram
 
 BITS = st.sampled_from([4, 8])
 SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 100))

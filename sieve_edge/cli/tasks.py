@@ -1,4 +1,4 @@
-"""``sieve-edge targets`` and ``sieve-edge tasks``: what is shipped, and whether a task is ready to be built."""
+"""``sieve-edge tasks``: what is shipped, and whether a task is ready to be built."""
 
 import json
 from collections import Counter
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sieve_edge.resolve import load_target, load_task, shipped_targets, shipped_tasks
+from sieve_edge.resolve import load_target, load_task, shipped_tasks
 
 if TYPE_CHECKING:
     from sieve_edge.model.load import LoadedModel
@@ -15,15 +15,6 @@ if TYPE_CHECKING:
     from sieve_edge.task_config import Task
 
 SHOWN, SCORED = 3, 10
-
-
-@click.command()
-def targets() -> None:
-    """List the targets that are shipped."""
-    found = {name: load_target(name) for name in shipped_targets()}
-    for name, target in found.items():
-        click.echo(f"{name}: {target.description} Default: {target.model}, {target.task}.", err=True)
-    click.echo(json.dumps({name: target.description for name, target in found.items()}))
 
 
 @click.group(invoke_without_command=True)

@@ -1,0 +1,233 @@
+"""The device's side of a connection: what is sent there as source text and run by its Python, standard library only.
+
+It reads one JSON request, a line, and after it what the request needs, from standard input; it writes one JSON answer,
+a line, to standard output. Nothing of a request ever reaches a shell. It stays within Python 3.8, so that an older
+Python than the runner needs can still say so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any, BinaryIO
+
+PART = ".part"
+CREATED = ".created"
+THERMAL = Path("/sys/class/thermal")
+CPUS = Path("/sys/devices/system/cpu")
+_CHUNK = 2**20
+_NAMES = ("model name", "Model", "Hardware")
+
+
+def facts(packages: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Say what this machine is, and how it is now.
+
+    Args:
+        packages: Whose versions are wanted; None for one that is not installed.
+
+    Returns:
+        JSON-compatible; what the machine does not tell is None or empty.
+    """
+    frequencies = sorted(CPUS.glob("cpu[0-9]*/cpufreq"))
+    return {
+        "model": _text(Path("/proc/device-tree/model")) or processor(),
+        "processor": processor(),
+        "machine": platform.machine(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "governors": sorted({text for text in (_text(file / "scaling_governor") for file in frequencies) if text}),
+        "clock_mhz": _megahertz(frequencies, "scaling_cur_freq"),
+        "max_clock_mhz": _megahertz(frequencies, "scaling_max_freq"),
+        "temperature_c": _temperatures(),
+        "throttled": _throttled(),
+        "memory_mib": _memory("MemTotal"),
+        "available_memory_mib": _memory("MemAvailable"),
+        "packages": {name: _version(name) for name in packages},
+    }
+
+
+def processor() -> str:
+    """Name the processor; boards without a model name give their own.
+
+    Returns:
+        Its name, or the kind of machine.
+    """
+    named = {}
+    for line in _text(Path("/proc/cpuinfo")).splitlines():
+        name, _, value = line.partition(":")
+        named[name.strip()] = value.strip()
+    return next((named[name] for name in _NAMES if named.get(name)), platform.processor() or platform.machine())
+
+
+def probe(request: dict[str, Any]) -> dict[str, Any]:
+    """Say what the runner needs to know before anything is sent: facts, free space, and versions of packages."""
+    folder = Path(request["folder"]).absolute()
+    there = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
+    found = {
+        **facts(tuple(request["packages"])),
+        "python_version": list(sys.version_info[:2]),
+        "free_bytes": shutil.disk_usage(there).free,
+    }
+    if not os.access(there, os.W_OK):
+        found["free_bytes"] = 0
+    return found
+
+
+def listing(request: dict[str, Any]) -> dict[str, Any]:
+    """Say which of the wanted files are there, whole or in part."""
+    folder = Path(request["folder"])
+    whole, parts = {}, {}
+    for name in request["files"]:
+        file, part = folder / name, folder / (name + PART)
+        if file.is_file():
+            whole[name] = _sha256(file)
+        elif part.is_file():
+            parts[name] = part.stat().st_size
+    return {"whole": whole, "parts": parts}
+
+
+def receive(request: dict[str, Any], stream: BinaryIO) -> dict[str, Any]:
+    """Take files from the stream; each is there when all of it came and its hash is right."""
+    folder = Path(request["folder"])
+    _create(folder)
+    for item in request["files"]:
+        file = folder / item["name"]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_name(file.name + PART)
+        left = item["bytes"]
+        with part.open("ab" if item["start"] else "wb") as opened:
+            while left:
+                chunk = stream.read(min(left, _CHUNK))
+                if not chunk:
+                    return {"error": "the connection ended in the middle of " + item["name"]}
+                opened.write(chunk)
+                left -= len(chunk)
+        if _sha256(part) != item["sha256"]:
+            part.unlink()
+            return {"error": item["name"] + ": what arrived is not what was sent"}
+        part.replace(file)
+    return {"files": len(request["files"])}
+
+
+def remove(request: dict[str, Any]) -> dict[str, Any]:
+    """Take away what ``receive`` made, the folders above it too if they were made for it and are empty."""
+    folder = Path(request["folder"]).absolute()
+    if not (folder / CREATED).is_file():
+        return {"removed": False}
+    top = Path((folder / CREATED).read_text(encoding="utf-8"))
+    shutil.rmtree(folder)
+    for parent in folder.parents:
+        if top not in (parent, *parent.parents) or any(parent.iterdir()):
+            break
+        parent.rmdir()
+    return {"removed": True}
+
+
+def work(request: dict[str, Any], stream: BinaryIO) -> int:
+    """Let the worker do the job that the rest of the stream holds; its streams are this process's own."""
+    folder = Path(request["folder"]).absolute()
+    paths = [str(folder / name) for name in request["paths"]]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "sieve_edge.device.worker"]
+    return subprocess.run(command, input=stream.read(), cwd=str(folder), env=environment, check=False).returncode
+
+
+def main() -> int:
+    """Answer one request.
+
+    Returns:
+        Exit code; that of the worker, if it was asked for.
+    """
+    stream = sys.stdin.buffer
+    request = json.loads(stream.readline())
+    kind = request["kind"]
+    try:
+        if kind == "work":
+            return work(request, stream)
+        answers = {"probe": probe, "listing": listing, "remove": remove}
+        answer = receive(request, stream) if kind == "receive" else answers[kind](request)
+    except OSError as error:
+        answer = {"error": str(error)}
+    sys.stdout.write(json.dumps(answer) + "\n")
+    return 0
+
+
+def _create(folder: Path) -> None:
+    """Make the folder, and note in it the topmost one that had to be made."""
+    folder = folder.absolute()
+    if (folder / CREATED).is_file():
+        return
+    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CREATED).write_text(str(missing[-1] if missing else folder), encoding="utf-8")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _sha256(file: Path) -> str:
+    hashed = hashlib.sha256()
+    with file.open("rb") as opened:
+        for chunk in iter(lambda: opened.read(_CHUNK), b""):
+            hashed.update(chunk)
+    return hashed.hexdigest()
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace").strip("\0\n ")
+    except OSError:
+        return ""
+
+
+def _megahertz(folders: list[Path], name: str) -> list[int]:
+    return [int(text) // 1000 for text in (_text(folder / name) for folder in folders) if text.isdigit()]
+
+
+def _temperatures() -> dict[str, float]:
+    zones = {}
+    for zone in sorted(THERMAL.glob("thermal_zone*")):
+        text = _text(zone / "temp")
+        if text.lstrip("-").isdigit():
+            zones["{} {}".format(zone.name[12:], _text(zone / "type"))] = int(text) / 1000
+    return zones
+
+
+def _throttled() -> dict[str, str]:
+    """Gather what tells of throttling: counts of x86 processors, flags of a Raspberry Pi, active cooling devices."""
+    found = {}
+    counts = [_text(file) for file in CPUS.glob("cpu[0-9]*/thermal_throttle/core_throttle_count")]
+    if counts:
+        found["core_throttle_count"] = str(sum(int(text) for text in counts if text.isdigit()))
+    for device in sorted(THERMAL.glob("cooling_device*")):
+        state = _text(device / "cur_state")
+        if state not in ("", "0"):
+            found["{} {}".format(device.name, _text(device / "type"))] = state
+    tool = shutil.which("vcgencmd")
+    if tool:
+        done = subprocess.run([tool, "get_throttled"], stdout=subprocess.PIPE, check=False)
+        found["vcgencmd"] = done.stdout.decode(errors="replace").strip()
+    return found
+
+
+def _memory(name: str) -> int | None:
+    for line in _text(Path("/proc/meminfo")).splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) // 1024
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

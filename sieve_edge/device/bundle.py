@@ -1,0 +1,134 @@
+"""Packs a finished build into one archive that a device needs nothing else for; the same build gives the same bytes."""
+
+import gzip
+import io
+import json
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sieve_edge.artifacts import MANIFEST, read_manifest, verify
+from sieve_edge.config import Target
+from sieve_edge.device.check import ARTIFACT, BUNDLE, SAMPLE
+from sieve_edge.device.process import runtime_fields
+from sieve_edge.device.runner import PYTHON, make_site, package_files, requirements, site_files
+from sieve_edge.errors import ArtifactError, EnvironmentMissing
+from sieve_edge.files import disk_errors, file_sha256
+
+SCRIPTS = Path(__file__).parent / "bundle_scripts"
+_PAGES = ("report.md", "report.html", "result.json")
+_ENGINES = ("docker", "podman", "buildah")
+
+
+def write_bundle(run: Path, out: Path, machine: str | None, cache: Path) -> dict[str, Any]:
+    """Write the archive of a build.
+
+    Args:
+        run: The run's folder, with a finished validation.
+        out: Archive to write, ``.tar.gz``.
+        machine: Kind of machine, e.g. ``aarch64``, whose packages go into the archive; None for those that
+            ``install.sh`` fetches on the device.
+        cache: Folder where packages for devices are kept.
+
+    Returns:
+        JSON-compatible: ``bundle``, ``bytes``, ``sha256`` and ``files``.
+
+    Raises:
+        ArtifactError: If the build is not finished.
+    """
+    if not (run / "validate" / MANIFEST).is_file():
+        raise ArtifactError(f"{run}: not a finished build, it has no validate/{MANIFEST}; run sieve-edge build")
+    for verb in ("export", "validate"):
+        verify(run / verb)
+    target = Target.model_validate(read_manifest(run / "validate").settings["target"])
+    files = _files(run, target, machine, cache)
+    made = _made(target, files)
+    name = out.name.removesuffix(".tar.gz").removesuffix(".tgz")
+    part = out.with_name(out.name + ".part")
+    with disk_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            part.open("wb") as raw,
+            gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed,
+            tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive,
+        ):
+            for inside in sorted({*files, *made}):
+                _add(archive, f"{name}/{inside}", made.get(inside) or files[inside])
+        part.replace(out)
+    return {
+        "bundle": str(out),
+        "bytes": out.stat().st_size,
+        "sha256": file_sha256(out),
+        "files": len(files) + len(made),
+    }
+
+
+def make_image(bundle: Path, tag: str, base: str) -> dict[str, str]:
+    """Make a device image around a bundle.
+
+    Args:
+        bundle: The archive.
+        tag: Name of the image.
+        base: Device image to start from, see ``docker/device.Dockerfile``.
+
+    Returns:
+        JSON-compatible: ``image`` and ``engine``.
+
+    Raises:
+        EnvironmentMissing: If no engine is installed, or it fails.
+    """
+    engine = next((name for name in _ENGINES if shutil.which(name)), None)
+    if engine is None:
+        raise EnvironmentMissing(f"--image needs one of {', '.join(_ENGINES)}; install one")
+    folder = bundle.name.removesuffix(".tar.gz").removesuffix(".tgz")
+    # ADD unpacks archives.
+    text = f'FROM {base}\nADD {bundle.name} /opt/\nWORKDIR /opt/{folder}\nENTRYPOINT ["/bin/sh", "check.sh"]\n'
+    file = bundle.with_name(f".{bundle.name}.Dockerfile")
+    file.write_text(text, encoding="utf-8")
+    try:
+        command = [engine, "build", "-f", str(file), "-t", tag, str(bundle.parent)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    finally:
+        file.unlink()
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise EnvironmentMissing(f"{engine} cannot build {tag} from {base}: {said}")
+    return {"image": tag, "engine": engine}
+
+
+def _files(run: Path, target: Target, machine: str | None, cache: Path) -> dict[str, Path]:
+    """List what is packed as it is: path in the bundle -> file."""
+    pruned = run / "export" / "pruned"
+    files = {f"{ARTIFACT}/{file.name}": file for file in pruned.iterdir() if file.is_file()}
+    files |= {f"runner/{name}": file for name, file in package_files().items()}
+    files |= {name: run / name for name in _PAGES if (run / name).is_file()}
+    files |= {file.name: file for file in SCRIPTS.glob("*.sh")}
+    files[SAMPLE] = run / "validate" / SAMPLE
+    if machine is not None:
+        site = make_site(target.runtime, machine, PYTHON, cache)
+        files |= {f"site/{name}": file for name, file in site_files(site).items()}
+    return files
+
+
+def _made(target: Target, files: Mapping[str, Path]) -> dict[str, bytes]:
+    """Make what describes the bundle."""
+    hashes = {name: file_sha256(file) for name, file in sorted(files.items())}
+    facts = {"target": target.name, "runtime": runtime_fields(target, True), "sha256": hashes}
+    needed = "".join(f"{requirement}\n" for requirement in requirements(target.runtime))
+    return {BUNDLE: (json.dumps(facts, indent=1, sort_keys=True) + "\n").encode(), "requirements.txt": needed.encode()}
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes | Path) -> None:
+    """Add a file without what differs between machines: owner, time, and permissions but for scripts."""
+    entry = tarfile.TarInfo(name)
+    entry.mode = 0o755 if name.endswith(".sh") else 0o644
+    if isinstance(content, bytes):
+        entry.size = len(content)
+        archive.addfile(entry, io.BytesIO(content))
+        return
+    entry.size = content.stat().st_size
+    with content.open("rb") as opened:
+        archive.addfile(entry, opened)

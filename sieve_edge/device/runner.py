@@ -1,0 +1,148 @@
+"""What a device needs to run exported folders: this package, and the few packages that its worker imports."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from sieve_edge.errors import EnvironmentMissing
+from sieve_edge.files import digest
+
+PYTHON = (3, 11)
+"""Oldest Python that runs the worker."""
+
+PACKAGES = ("numpy", "pydantic", "tokenizers")
+RUNTIMES = {
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "llama.cpp": ("llama-cpp-python",),
+    "llama.cpp-stock": ("llama-cpp-python",),
+}
+"""Runtime -> packages that bring it; one of them is enough."""
+
+_WHEEL_SYSTEMS = (
+    "manylinux2014",
+    "manylinux_2_17",
+    "manylinux_2_24",
+    "manylinux_2_27",
+    "manylinux_2_28",
+    "manylinux_2_34",
+)
+_WHEEL_RUNTIMES = ("onnxruntime",)
+
+
+def package_files() -> dict[str, Path]:
+    """List the files of this package.
+
+    Returns:
+        Path from the folder that holds the package -> file; in order, without what a Python left behind.
+    """
+    package = Path(__file__).parent.parent
+    files = (file for file in sorted(package.rglob("*")) if file.is_file() and "__pycache__" not in file.parts)
+    return {str(file.relative_to(package.parent)): file for file in files}
+
+
+def requirements(runtime: str, further: Sequence[str] = ()) -> tuple[Requirement, ...]:
+    """List what the worker imports, with the versions that this package asks for.
+
+    Args:
+        runtime: The target's runtime.
+        further: Packages that are needed besides.
+
+    Returns:
+        Requirements; of a runtime that several packages bring, the first.
+    """
+    wanted = {canonicalize_name(name) for name in (*PACKAGES, *further, RUNTIMES[runtime][0])}
+    found: dict[str, Requirement] = {}
+    for text in metadata.requires("sieve-edge") or ():
+        requirement = Requirement(text)
+        if canonicalize_name(requirement.name) in wanted:
+            found.setdefault(
+                canonicalize_name(requirement.name), Requirement(f"{requirement.name}{requirement.specifier}")
+            )
+    return tuple(found[name] for name in sorted(found))
+
+
+def missing(runtime: str, versions: Mapping[str, str | None], further: Sequence[str] = ()) -> list[str]:
+    """Compare a device's packages with what the worker needs.
+
+    Args:
+        runtime: The target's runtime.
+        versions: Package -> version on the device, None if it has none.
+        further: Packages that are needed besides.
+
+    Returns:
+        What is missing or too old, in words.
+    """
+    problems = []
+    for requirement in requirements(runtime, further):
+        names = RUNTIMES[runtime] if requirement.name in RUNTIMES[runtime] else (requirement.name,)
+        have = [version for version in (versions.get(name) for name in names) if version]
+        # A local part, as in 0.3.36+factored, does not change which version it is.
+        if not any(requirement.specifier.contains(version.split("+")[0], prereleases=True) for version in have):
+            problems.append(f"{requirement} (has {have[0] if have else 'none'})")
+    return problems
+
+
+def make_site(runtime: str, machine: str, python: Sequence[int], cache: Path, further: Sequence[str] = ()) -> Path:
+    """Collect the worker's packages for another machine, once.
+
+    Args:
+        runtime: The target's runtime.
+        machine: The device's kind of machine, e.g. ``aarch64``.
+        python: Major and minor version of the device's Python.
+        cache: Folder where such collections are kept.
+        further: Packages that are needed besides.
+
+    Returns:
+        Folder for the device's ``PYTHONPATH``.
+
+    Raises:
+        EnvironmentMissing: If there are no wheels of the runtime, or they cannot be fetched.
+    """
+    if runtime not in _WHEEL_RUNTIMES:
+        raise EnvironmentMissing(
+            f"the device has no usable llama-cpp-python, and there is none to send for {machine}: run make runtime in "
+            "a checkout on the device, and set connection.python to its .venv/bin/python"
+        )
+    wanted = [_pinned(requirement) for requirement in requirements(runtime, further)]
+    key = digest([wanted, machine, list(python)])[:16]
+    place = cache / f"site-{machine}-{key}"
+    if place.is_dir():
+        return place
+    part = cache / f".{place.name}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    platforms = [word for system in _WHEEL_SYSTEMS for word in ("--platform", f"{system}_{machine}")]
+    version = ["--python-version", ".".join(map(str, python))]
+    command = [sys.executable, "-m", "pip", "install", "-q", "--only-binary=:all:", "--target", str(part), *platforms]
+    done = subprocess.run([*command, *version, *wanted], capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise EnvironmentMissing(f"pip cannot collect {', '.join(wanted)} for {machine}: {said}")
+    part.replace(place)
+    return place
+
+
+def site_files(site: Path) -> dict[str, Path]:
+    """List a collection's files, without commands and what Pythons left behind.
+
+    Args:
+        site: What ``make_site`` returned.
+
+    Returns:
+        Path in the collection -> file, in order.
+    """
+    files = (file for file in sorted(site.rglob("*")) if file.is_file() and "__pycache__" not in file.parts)
+    return {name: file for file in files if not (name := str(file.relative_to(site))).startswith("bin/")}
+
+
+def _pinned(requirement: Requirement) -> str:
+    """Ask for the version that is installed here, where it is, so that both sides compute alike."""
+    try:
+        return f"{requirement.name}=={metadata.version(requirement.name).split('+')[0]}"
+    except metadata.PackageNotFoundError:
+        return str(requirement)

@@ -1,0 +1,74 @@
+"""``sieve-edge targets``: what a target says, and files for new ones."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from pydantic import ValidationError
+
+from sieve_edge.cli import cli
+from sieve_edge.config import Connection, Limits, Target, Workload
+from sieve_edge.resolve import load_target, settings_json, shipped_targets
+
+
+@pytest.mark.parametrize("name", shipped_targets())
+def test_show_explains_every_field(name):
+    done = CliRunner().invoke(cli, ["targets", "show", name])
+    assert done.exit_code == 0
+    assert json.loads(done.stdout) == settings_json(load_target(name))
+    for field in (*Target.model_fields, *Limits.model_fields, *Workload.model_fields):
+        assert re.search(rf"^ *#?{field}: ?", done.stderr, re.MULTILINE), field
+
+
+def test_init_writes_a_file_that_is_a_target(tmp_path):
+    file = tmp_path / "mine.yaml"
+    done = CliRunner().invoke(cli, ["targets", "init", "my-board", "--like", "rpi5", "--out", str(file)])
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout) == {"target": str(file)}
+    like = settings_json(load_target("rpi5"))
+    written = settings_json(load_target(str(file)))
+    assert {name for name in like if written[name] != like[name]} == {"name", "description"}
+    # What is switched off is right too, once the # before it is gone.
+    text = file.read_text()
+    assert "#connection: {ssh: user@host}" in text
+    on = re.sub(r"^( *)#(?=\w)", r"\1", text, flags=re.MULTILINE)
+    file.write_text(on)
+    assert load_target(str(file)).connection == Connection(ssh="user@host")
+    assert set(yaml.safe_load(on)["limits"]) == set(Limits.model_fields)
+
+
+def test_init_overwrites_nothing_and_leaves_nothing_wrong(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("mine")
+    done = CliRunner().invoke(cli, ["targets", "init", "my-board", "--out", str(file)])
+    assert done.exit_code == 3
+    assert "is there already" in done.stderr
+    assert file.read_text() == "mine"
+    done = CliRunner().invoke(cli, ["targets", "init", "My Board", "--out", str(tmp_path / "new.yaml")])
+    assert done.exit_code == 3
+    assert "name: " in done.stderr
+    assert not (tmp_path / "new.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        (
+            {"execution_provider": "TensorrtExecutionProvider", "quantization": "int8"},
+            "quantization: int8, must be F32",
+        ),
+        ({"gpu_layers": 3}, "gpu_layers: 3, must be 0 for format onnx"),
+    ],
+)
+def test_what_an_accelerator_cannot_do_is_refused(changes, problem):
+    fields = settings_json(load_target("x86-cpu"))
+    with pytest.raises(ValidationError, match=problem):
+        Target(**{**fields, **changes})
+
+
+def test_jetson_is_a_second_name():
+    assert load_target("jetson") == load_target("jetson-orin")
+    assert Path(shipped_targets()["jetson"]).is_symlink()

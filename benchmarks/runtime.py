@@ -168,11 +168,19 @@ def _forms(model: Any, setting: Setting, factors: tuple[float, ...]) -> Iterator
         for factor in factors:
             ranks = ranks_at(specs, factor, storage, setting.multiple)
             form = shared_copy(model)
-            _shrink_(form, specs, ranks, storage)
+            shrink_(form, specs, ranks, storage)
             yield f"{storage} {factor}", kept_params(specs, ranks, storage) / linear_params(specs), form
 
 
-def _shrink_(model: Any, specs: tuple[MatrixSpec, ...], ranks: Ranks, storage: str) -> None:
+def shrink_(model: Any, specs: tuple[MatrixSpec, ...], ranks: Ranks, storage: str) -> None:
+    """Give matrices smaller forms with random weights, which is enough to time them.
+
+    Args:
+        model: Model of its own; changed in place.
+        specs: Its matrices.
+        ranks: Matrix -> rank, None for dense.
+        storage: ``"pair"``, ``"pivoted"`` or ``"width"``.
+    """
     for spec in specs:
         rank = ranks[spec.name]
         if rank is None:

@@ -142,9 +142,11 @@ def _unrefitted(run: Run) -> Any:
 
 
 def _tuned_dense(run: Run) -> Any:
+    """Train the dense model, or go on: both formats find the state of one training, whose last look is its end."""
     scorer = Scorer(run.loaded, run.examiner, run.splits, run.recipe, run.progress)
     model = copy.deepcopy(run.loaded.model)
-    work = _root(run) / "dense.work"
+    key = digest([run.source.sha256(), settings_json(run.recipe), settings_json(run.task)])
+    work = run.root.parent / f"benchmark-waterfall-dense-{key[:16]}"
     return tune_model(model, run.loaded, run.splits, run.recipe, scorer, work, run.progress)[0]
 
 

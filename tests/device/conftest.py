@@ -1,5 +1,6 @@
 """Devices that are reached by ssh: a stand-in for ssh that loses connections when asked to, and a real sshd."""
 
+import contextlib
 import getpass
 import json
 import os
@@ -88,9 +89,16 @@ def device(tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def sshd(tmp_path_factory):
     """A real server on a loopback port; the device is this machine, in a folder of its own."""
+    with running_sshd(tmp_path_factory.mktemp("sshd") / "server") as device:
+        yield device
+
+
+@contextlib.contextmanager
+def running_sshd(place, more=""):
+    """Start a server, with further lines of configuration."""
     if SSHD is None or KEYGEN is None:
         pytest.skip("sshd and ssh-keygen are not installed")
-    place = tmp_path_factory.mktemp("sshd")
+    place.mkdir()
     for name in ("host", "user"):
         subprocess.run([KEYGEN, "-q", "-t", "ed25519", "-N", "", "-f", place / name], check=True)
     shutil.copy(place / "user.pub", place / "authorized")
@@ -101,26 +109,27 @@ def sshd(tmp_path_factory):
     (place / "known").write_text(f"[127.0.0.1]:{port} {' '.join(host_key)}\n")
     (place / "config").write_text(
         f"ListenAddress 127.0.0.1\nPort {port}\nHostKey {place / 'host'}\nAuthorizedKeysFile {place / 'authorized'}\n"
-        f"StrictModes no\nUsePAM no\nPasswordAuthentication no\nPidFile {place / 'pid'}\n"
+        f"StrictModes no\nUsePAM no\nPasswordAuthentication no\nPidFile {place / 'pid'}\n{more}"
     )
     Path("/run/sshd").mkdir(exist_ok=True)
     process = subprocess.Popen([SSHD, "-D", "-f", place / "config", "-E", place / "log"])
-    _wait(port)
-    home = place / "home"
-    home.mkdir()
-    yield Device(
-        place,
-        Connection(
-            ssh=f"{getpass.getuser()}@127.0.0.1",
-            port=port,
-            identity=str(place / "user"),
-            known_hosts=str(place / "known"),
-            workdir=str(home / "work"),
-            python=sys.executable,
-        ),
-    )
-    process.terminate()
-    process.wait()
+    try:
+        _wait(port)
+        (place / "home").mkdir()
+        yield Device(
+            place,
+            Connection(
+                ssh=f"{getpass.getuser()}@127.0.0.1",
+                port=port,
+                identity=str(place / "user"),
+                known_hosts=str(place / "known"),
+                workdir=str(place / "home" / "work"),
+                python=sys.executable,
+            ),
+        )
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def _wait(port):

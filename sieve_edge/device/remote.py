@@ -126,7 +126,11 @@ class SshDevice:
             python, machine = found["python_version"], found["machine"]
             site = make_site(self.target.runtime, machine, python, self.cache, self.further)
             files |= {f"{_SITE}/{name}": file for name, file in site_files(site).items()}
-        self._send(files, found["free_bytes"])
+        try:
+            self._send(files, found["free_bytes"])
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
         return self
 
     def __exit__(

@@ -147,6 +147,7 @@ def test_what_arrives_broken_is_refused(device, folders, tmp_path, monkeypatch):
     monkeypatch.setattr(remote, "file_sha256", lambda file: "0" * 64)
     with pytest.raises(ArtifactError, match="what arrived is not what was sent"):
         over(device.connection, folders, tmp_path / "cache").__enter__()
+    assert not list(device.home.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -64,13 +64,13 @@ SMALL = (
     Setting("SmolLM2", "onnxruntime", "F32", 16, ("pair", "pivoted")),
     Setting("SmolLM2", "onnxruntime", "int8", 32, ("pair", "pivoted")),
     Setting("SmolLM2", "onnxruntime", "int4", 32, ("pair", "pivoted")),
-    Setting("SmolLM2", "llama.cpp", "F32", 32, ("pair", "width")),
+    Setting("SmolLM2", "llama.cpp", "F32", 32, ("pair",)),
     Setting("SmolLM2", "llama.cpp", "Q8_0", 32, ("pair", "width")),
-    Setting("SmolLM2", "llama.cpp", "Q4_0", 32, ("pair", "width")),
+    Setting("SmolLM2", "llama.cpp", "Q4_0", 32, ("pair",)),
 )
 LARGE = (
-    Setting("1B shape", "llama.cpp", "Q8_0", 32, ("pair", "width"), repeats=4),
-    Setting("1B shape", "llama.cpp", "Q4_K_M", 256, ("pair", "width"), repeats=4),
+    Setting("1B shape", "llama.cpp", "Q8_0", 32, ("pair",), repeats=4),
+    Setting("1B shape", "llama.cpp", "Q4_K_M", 256, ("pair",), repeats=4),
     Setting("1B shape", "onnxruntime", "int8", 32, ("pair", "pivoted"), repeats=4),
     Setting("1B shape", "onnxruntime", "int4", 32, ("pair", "pivoted"), repeats=4),
 )

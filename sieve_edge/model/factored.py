@@ -192,6 +192,9 @@ class FactoredLinear(StackLeader):
 class StackPart(nn.Module):
     """A further part of a factored stack: holds nothing, and hands out what its leader computed."""
 
+    in_features = 0
+    """It multiplies nothing; a runtime that merges linears which read the same input, as vLLM does, leaves it alone."""
+
     def __init__(self, leader: StackLeader, index: int) -> None:
         """Remember the leader without owning its parameters.
 

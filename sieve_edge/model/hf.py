@@ -9,12 +9,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from .factored import install_layout_
 
 AUTO_MAP = {
     "AutoConfig": "modeling_sieve_edge.SieveConfig",
+    "AutoModel": "modeling_sieve_edge.SieveModel",
     "AutoModelForCausalLM": "modeling_sieve_edge.SieveForCausalLM",
 }
 
@@ -36,6 +37,13 @@ class SieveConfig(PretrainedConfig):
         self.layout = layout or {}
         super().__init__(**kwargs)
 
+    def __getattr__(self, name: str) -> Any:
+        """Answer with the base family's value what readers of any configuration ask for, its sizes for example."""
+        base = self.__dict__.get("base", {})
+        if name not in base:
+            raise AttributeError(f"{type(self).__name__} has no {name}")
+        return base[name]
+
     def base_config(self) -> Any:
         """Build the base family's configuration.
 
@@ -45,20 +53,27 @@ class SieveConfig(PretrainedConfig):
         return AutoConfig.for_model(**self.base)
 
 
-def sieved_class(config: SieveConfig) -> type[PreTrainedModel]:
+def sieved_class(config: SieveConfig, auto: Any = AutoModelForCausalLM) -> type[PreTrainedModel]:
     """Make the class of a sieved model: its base family's, with factored linears.
 
     Args:
         config: Configuration of the checkpoint.
+        auto: ``AutoModelForCausalLM``, or ``AutoModel`` for the model without its head.
 
     Returns:
         A subclass of, for example, ``LlamaForCausalLM``.
     """
-    base_class: Any = AutoModelForCausalLM._model_mapping[type(config.base_config())]
+    base_class: Any = auto._model_mapping[type(config.base_config())]
+    # Paths are those of the model with its head, which holds the other one under this name.
+    inside = "" if auto is AutoModelForCausalLM else f"{base_class.base_model_prefix}."
 
     def initialise(self: Any, base_config: Any, *args: Any, **kwargs: Any) -> None:
         base_class.__init__(self, base_config, *args, **kwargs)
-        install_layout_(self, config.layout)
+        layout = {
+            name: {**entry, "paths": [path.removeprefix(inside) for path in entry["paths"]]}
+            for name, entry in config.layout.items()
+        }
+        install_layout_(self, layout)
 
     def save_pretrained(self: Any, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         base_class.save_pretrained(self, save_directory, *args, **kwargs)
@@ -111,5 +126,19 @@ class SieveForCausalLM(PreTrainedModel):
         return sieved_class(config).from_pretrained(path, *args, config=config.base_config(), **kwargs)
 
 
+class SieveModel(PreTrainedModel):
+    """Entry for those who bring the head themselves, vLLM for example."""
+
+    config_class = SieveConfig
+
+    @classmethod
+    def _from_config(cls, config: SieveConfig, **kwargs: Any) -> Any:
+        """Make the model without its head and without weights; what transformers' ``AutoModel.from_config`` calls."""
+        base = config.base_config()
+        base._attn_implementation = config._attn_implementation
+        return sieved_class(config, AutoModel)._from_config(base, **kwargs)
+
+
 AutoConfig.register(SieveConfig.model_type, SieveConfig, exist_ok=True)
 AutoModelForCausalLM.register(SieveConfig, SieveForCausalLM, exist_ok=True)
+AutoModel.register(SieveConfig, SieveModel, exist_ok=True)

@@ -1,7 +1,7 @@
 # Everything a user or CI runs. `make` alone lists it; scripts/setup.sh installs what a command needs, once.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help build setup runtime demo demo-rag test check test-slow test-interop bench readme clean
+.PHONY: help build setup runtime demo demo-rag test check test-slow test-interop test-vllm bench readme clean
 
 TARGET ?= x86-cpu
 PY := .venv/bin/python
@@ -43,6 +43,9 @@ test-slow: setup  ## Run the tests that take minutes each
 
 test-interop: build  ## Load TARGET's exported folder with optimum and onnxruntime-genai, in environments of their own
 	$(PY) tests/interop/check_interop.py runs/*-$(TARGET)/export/pruned .interop
+
+test-vllm: build  ## Serve TARGET's fused checkpoint with vLLM, in an environment of its own
+	$(PY) -m tests.vllm.check_vllm runs/*-$(TARGET) .interop
 
 bench: setup  ## Run every benchmark in its short form; results in benchmarks/results
 	set -e; for name in $(BENCHMARKS); do $(PY) -m benchmarks.$$name --quick; done

@@ -23,7 +23,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("calibrate", (), "Gram matrices, Fisher matrices and the dense model's scores", 4, True),
     Stage("learn", ("calibrate",), "projection bank", 2, True),
     Stage("search", ("calibrate", "learn"), "pruning plan", 4, False),
-    Stage("fuse", ("calibrate", "learn", "search"), "Hugging Face checkpoint", 3, False),
+    Stage("fuse", ("calibrate", "learn", "search"), "Hugging Face checkpoint", 4, False),
     Stage("tune", ("fuse",), "tuned checkpoint, if tuning is asked for", 2, False),
     Stage("vocabulary", ("fuse", "tune"), "checkpoint with fewer tokens, if that is asked for", 2, False),
     Stage("quantize", ("fuse", "tune", "vocabulary"), "type of every weight, with its codes or importance", 1, False),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from sieve_edge.model.factored import install_layout_
 from sieve_edge.model.hf import write_sieve_config
@@ -115,3 +115,18 @@ def test_loads_without_sieve_edge(family: str, tmp_path: Path) -> None:
 def test_a_checkpoint_holds_no_pickle(tmp_path: Path) -> None:
     _checkpoint("llama", tmp_path)
     assert {file.suffix for file in tmp_path.iterdir()} == {".json", ".py", ".safetensors"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_model_without_its_head_is_there_for_those_who_bring_one(family: str, tmp_path: Path) -> None:
+    model, logits = _checkpoint(family, tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert config.num_hidden_layers == 2
+    assert not hasattr(config, "no_such_field")
+    bare = AutoModel.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+    prefix = f"{bare.base_model_prefix}."
+    inside = {name.removeprefix(prefix): value for name, value in model.state_dict().items() if name.startswith(prefix)}
+    bare.load_state_dict(inside)
+    with torch.inference_mode():
+        hidden = bare(IDS).last_hidden_state
+        assert torch.equal(model.get_output_embeddings()(hidden), logits)

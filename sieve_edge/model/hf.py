@@ -39,10 +39,9 @@ class SieveConfig(PretrainedConfig):
 
     def __getattr__(self, name: str) -> Any:
         """Answer with the base family's value what readers of any configuration ask for, its sizes for example."""
-        base = self.__dict__.get("base", {})
-        if name not in base:
+        if name.startswith("_") or not self.__dict__.get("base"):
             raise AttributeError(f"{type(self).__name__} has no {name}")
-        return base[name]
+        return getattr(self.base_config(), name)
 
     def base_config(self) -> Any:
         """Build the base family's configuration.

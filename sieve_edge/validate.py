@@ -17,6 +17,7 @@ from sieve_edge.device.runtimes import WEIGHTS, end_tokens, open_tokenizer
 from sieve_edge.errors import ArtifactError
 from sieve_edge.files import digest, read_json, write_json
 from sieve_edge.progress import Progress
+from sieve_edge.task.differences import find_differences
 from sieve_edge.task.evaluate import Grades, graded_loss, loss_interval, relative_loss, score_interval
 from sieve_edge.task.exam import RAW, Exam, LabelExam
 from sieve_edge.task.examiner import Examiner
@@ -26,6 +27,7 @@ from sieve_edge.task_config import Task
 
 FACTS = "sieve_edge.json"
 REPORT = "report.json"
+DIFFERENCES = "differences.json"
 SPLITS = ("test", "transfer")
 BATCH_TOKENS = 1024
 """Tokens scored in one batch; fixed, so that scores do not depend on the machine."""
@@ -67,7 +69,8 @@ def validate(
 ) -> dict[str, Any]:
     """Score, time and weigh the artifact and the dense model, and check the target's limits.
 
-    Reads both exported folders; writes one JSON file for each measurement and ``report.json`` to ``out``. May be
+    Reads both exported folders; writes one JSON file for each measurement, ``differences.json`` (test examples that the
+    models answer differently) and ``report.json`` to ``out``. May be
     interrupted: measurements that are in ``out`` are kept. Costs two passes over the test and transfer prompts. A
     missed limit is recorded in ``checks`` and ``passed``; it is not an error here.
 
@@ -100,7 +103,7 @@ def validate(
         "metric": examiner.task.metric,
         "target": target.name,
         "kept_fraction": facts["kept_fraction"],
-        **_quality(answers, exams, examiner, examples, facts, seed),
+        **_quality(answers, exams, examiner, examples, facts, seed, out),
         **_cost(device, folders, exams, examiner.task, seed),
         "size_mib": {"source": source_mib, **{name: weights_mib(folder) for name, folder in folders.items()}},
         "max_logit_difference": drift["max_difference"],
@@ -198,21 +201,24 @@ def _quality(
     examples: Mapping[str, Sequence[Example]],
     facts: Mapping[str, Any],
     seed: int,
+    out: Path,
 ) -> dict[str, Any]:
     """Scores and losses; the corrected figure is what the artifact gives with the prior that it ships."""
     rng = np.random.default_rng(seed)
     accuracy: dict[str, Any] = {"dense": {}, "pruned": {}}
     grades: dict[str, dict[str, Grades]] = {"dense": {}, "pruned": {}}
     for name, of_split in answers.items():
-        for split, said in of_split.items():
+        for split, given in of_split.items():
             exam = exams[name][split]
-            graded = grades[name][split] = exam.grade(said, facts["prior"][name])
+            graded = grades[name][split] = exam.grade(given, facts["prior"][name])
             accuracy[name][split] = {
-                "raw": exam.grade(said, RAW).score,
+                "raw": exam.grade(given, RAW).score,
                 "corrected": graded.score,
                 "interval95": score_interval(graded, rng),
                 "unjudged": int(np.isnan(graded.credits_N).sum()),
             }
+    said, worth = ({name: of["test"] for name, of in both.items()} for both in (answers, grades))
+    write_json(out / DIFFERENCES, find_differences(examiner.task, examples["test"], said, worth, facts["prior"]))
     named, baseline = examiner.baseline(exams["dense"]["test"], examples["test"])
     accuracy["baseline"] = {"is": named, "score": baseline}
     pairs = {split: (grades["dense"][split], grades["pruned"][split]) for split in SPLITS}

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sieve_edge import STAGES
+
 Result = Mapping[str, Any]
 """What a build ended with: ``result.json``."""
 
@@ -279,9 +281,10 @@ def seconds(spent: Mapping[str, float]) -> Table:
         spent: Stage -> seconds.
 
     Returns:
-        One row for each stage, and the sum.
+        One row for each stage in their order, and the sum.
     """
-    rows = [(stage, f"{of:.1f}") for stage, of in spent.items()]
+    verbs = [stage.verb for stage in STAGES if stage.verb in spent]
+    rows = [(verb, f"{spent[verb]:.1f}") for verb in verbs]
     return Table(("stage", "seconds"), [*rows, ("sum", f"{sum(spent.values()):.1f}")])
 
 

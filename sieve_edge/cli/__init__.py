@@ -8,6 +8,7 @@ import click
 from sieve_edge import __version__
 from sieve_edge.cli.doctor import doctor
 from sieve_edge.cli.inspect import inspect
+from sieve_edge.cli.report import card, report
 from sieve_edge.cli.serve import evaluate, serve
 from sieve_edge.cli.show import targets, tasks
 from sieve_edge.cli.stages import build, stage_commands
@@ -44,7 +45,7 @@ def cli() -> None:
     """Prune a language model to what one task needs, for one device, and prove it there."""
 
 
-for command in (build, *stage_commands(), doctor, evaluate, inspect, serve, targets, tasks):
+for command in (build, *stage_commands(), card, doctor, evaluate, inspect, report, serve, targets, tasks):
     cli.add_command(command)
 
 

@@ -63,10 +63,10 @@ def build(**options: Any) -> None:
     from sieve_edge.report import finish
 
     run, manifests = _run(until=STAGES[-1].verb, **options)
-    result = finish(run.root, manifests, _command(options))
+    result = finish(run.root, manifests, _command(options), run.source.facts())
     spent = ", ".join(f"{verb} {seconds:.0f} s" for verb, seconds in result["seconds"].items())
     run.progress.say(f"time: {spent}, together {sum(result['seconds'].values()):.0f} s")
-    run.progress.say(f"report: {result['report']}")
+    run.progress.say(f"report: {result['report']}, {result['page']}")
     click.echo(json.dumps(result, separators=(",", ":")))
     missed = [check for check in result["checks"] if not check["passed"]]
     if missed:

@@ -9,6 +9,7 @@ import yaml
 
 from sieve_edge.errors import ModelError
 from sieve_edge.files import digest, file_sha256
+from sieve_edge.model.gguf_header import read_gguf_header
 from sieve_edge.resolve import package_file
 
 WEIGHT_SUFFIXES = (".safetensors", ".gguf")
@@ -87,10 +88,8 @@ class ModelSource:
         return {"reference": self.reference, "name": self.name, **found, **about}
 
     def _gguf_facts(self) -> dict[str, Any]:
-        from gguf import GGUFReader
-
-        fields = GGUFReader(Path(self.folder) / str(self.gguf)).fields
-        kept = {key: fields[name].contents() for key, name in _GGUF_FACTS.items() if name in fields}
+        fields = read_gguf_header(Path(self.folder) / str(self.gguf)).fields
+        kept = {key: fields[name] for key, name in _GGUF_FACTS.items() if name in fields}
         url = kept.pop("url", None)
         hub = _HUB_URL.fullmatch(url) if url else None
         return {**({"hub_id": hub[1]} if hub else {}), **kept}

@@ -120,7 +120,7 @@ def render(template: str, **values: Any) -> str:
 
     Args:
         template: Its file.
-        values: What it shows.
+        **values: What it shows.
 
     Returns:
         HTML.
@@ -257,7 +257,7 @@ def _bottlenecks_told(record: RunRecord, marked: Sequence[str]) -> str:
     if not plans:
         return "No plan was scored to the end, so bottlenecks are not known."
     named = f"{len(marked)} bottlenecks: {', '.join(marked)}." if marked else "No bottleneck."
-    return f"{named} Counted over the {plans} plans whose fitness is near the best."
+    return f"{named} Plans whose fitness is near the best, over which they are counted: {plans}."
 
 
 def _rank(item: KeptMatrix) -> str:

@@ -9,9 +9,11 @@ import textwrap
 
 import pytest
 import yaml
+from safetensors import safe_open
 
-from sieve_edge.artifacts import read_manifest, verify
+from sieve_edge.artifacts import read_manifest, read_plan, verify
 from sieve_edge.files import digest, read_json, read_jsonl, write_json
+from sieve_edge.report.kept import read_kept
 from sieve_edge.report.search_figures import front_of
 from tests.chromium import find_chromium, open_tab
 from tests.command import ENVIRONMENT, command, last_json
@@ -118,6 +120,16 @@ def test_the_curves_hold_every_matrix_and_its_rank(page, run):
         errors = [error for _, error in item["points"]]
         assert errors[0] == pytest.approx(0.0, abs=1e-3), "at rank 0 all is lost"
         assert errors == sorted(errors, reverse=True)
+
+
+def test_kept_fractions_of_the_matrices_sum_to_the_plan_s(run):
+    plan = read_plan(run / "search")
+    kept = whole = 0.0
+    for item in read_kept(run / "learn", plan):
+        with safe_open(run / "learn" / f"{item.name}.safetensors", framework="numpy") as bank:
+            params = bank.get_slice("down").get_shape()[1] * bank.get_slice("up").get_shape()[1]
+        kept, whole = kept + item.kept * params, whole + params
+    assert kept / whole == pytest.approx(plan.kept_linears)
 
 
 def test_examples_on_which_the_models_differ_are_shown_with_both_answers(page, run):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sieve_edge.files import disk_errors
-from sieve_edge.report import tables
+from sieve_edge.report import tables, tuned
 from sieve_edge.report.tables import Result, Table
 
 PAGE = "report.md"
@@ -92,10 +92,10 @@ def _tuning(result: Result) -> str:
     tune = result.get("tune")
     if tune is None:
         return ""
-    told, table = tables.tuning(tune)
-    warning = tables.tuning_warning(tune)
+    told, table = tuned.scores(tune)
+    warning = tuned.warning(tune)
     marked = f'<span style="color: red">**{warning}**</span>' if warning else ""
-    parts = ["## Tuning", told, write_table(table), tables.against_tuned(result), marked]
+    parts = ["## Tuning", told, write_table(table), tuned.against_dense(result), marked]
     return "\n\n".join(part for part in parts if part)
 
 

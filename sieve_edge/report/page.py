@@ -12,7 +12,7 @@ from markupsafe import Markup
 from sieve_edge import __version__
 from sieve_edge.device.inspect import inspect_path
 from sieve_edge.files import disk_errors
-from sieve_edge.report import figures, plan_figures, search_figures, tables
+from sieve_edge.report import figures, plan_figures, search_figures, tables, tuned
 from sieve_edge.report.kept import KeptMatrix, kinds, read_kept
 from sieve_edge.report.provenance import OFF, provenance, settings, stage_keys, versions
 from sieve_edge.report.record import RunRecord
@@ -125,7 +125,7 @@ def render(template: str, **values: Any) -> str:
     Returns:
         HTML.
     """
-    shared = {"tables": tables, "version": __version__, "css": read_template("page.css")}
+    shared = {"tables": tables, "tuned": tuned, "version": __version__, "css": read_template("page.css")}
     return _environment().get_template(template).render(**shared, **values)
 
 
@@ -212,7 +212,7 @@ def _summary(record: RunRecord) -> str:
 
 def _warnings(record: RunRecord) -> list[str]:
     result = record.result
-    found = [tables.tuning_warning(result["tune"])] if "tune" in result else []
+    found = [tuned.warning(result["tune"])] if "tune" in result else []
     if result["loss"]["interval95"][1] > record.tolerance:
         found.append(
             f"The 95 % interval of the test loss reaches {result['loss']['interval95'][1]:.2%}, above the tolerance of "

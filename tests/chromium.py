@@ -13,6 +13,7 @@ from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 _TOLD = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded", "Network.requestWillBeSent")
+_FOCUSABLE = "[...document.querySelectorAll('a[href], select, summary, [tabindex=\"0\"]')]"
 
 
 def find_chromium():
@@ -47,6 +48,32 @@ class Tab:
     def press_tab(self):
         for kind in ("keyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9)
+
+    def focusable(self):
+        """Count what the keyboard reaches."""
+        return self.evaluate(f"{_FOCUSABLE}.length")
+
+    def focused(self):
+        """Number of what has the focus, in the order of the page."""
+        return self.evaluate(f"{_FOCUSABLE}.indexOf(document.activeElement)")
+
+    def missing_images(self):
+        return self.evaluate("[...document.images].filter(each => !each.complete || !each.naturalWidth).length")
+
+    def figures_outside(self):
+        """Figures that are too small to see, or reach beyond the window."""
+        return self.evaluate("""[...document.querySelectorAll('svg.figure')].filter(figure => {
+            const box = figure.getBoundingClientRect();
+            return box.width < 100 || box.height < 40 || box.right > innerWidth;
+        }).map(figure => figure.id)""")
+
+    def texts_outside(self):
+        """Texts that reach beyond their figure."""
+        return self.evaluate("""[...document.querySelectorAll('svg.figure text')].filter(text => {
+            const box = text.getBoundingClientRect(), all = text.ownerSVGElement.getBoundingClientRect();
+            const across = box.left < all.left - 2 || box.right > all.right + 2;
+            return across || box.top < all.top - 2 || box.bottom > all.bottom + 2;
+        }).map(text => text.ownerSVGElement.id + ': ' + text.textContent)""")
 
     def picture(self, file: Path):
         """Save what the whole page looks like."""

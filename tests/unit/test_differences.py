@@ -8,11 +8,12 @@ from sieve_edge.task.examples import Example
 from sieve_edge.task_config import Task
 
 SOURCE = {"path": "file:data.csv"}
+SPLITS = dict.fromkeys(("calibration", "selection", "test", "transfer"), 20)
 
 
 def make_task(**fields):
     shared = {"name": "mood", "description": "Mood.", "source": SOURCE, "transfer": SOURCE, "prompt": "{{ text }}"}
-    return Task.model_validate(shared | fields)
+    return Task.model_validate(shared | {"splits": SPLITS} | fields)
 
 
 def test_labels_are_compared_after_the_prior():

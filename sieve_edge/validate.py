@@ -217,7 +217,8 @@ def _quality(
                 "interval95": score_interval(graded, rng),
                 "unjudged": int(np.isnan(graded.credits_N).sum()),
             }
-    said, worth = ({name: of["test"] for name, of in both.items()} for both in (answers, grades))
+    said = {name: of["test"] for name, of in answers.items()}
+    worth = {name: of["test"] for name, of in grades.items()}
     write_json(out / DIFFERENCES, find_differences(examiner.task, examples["test"], said, worth, facts["prior"]))
     named, baseline = examiner.baseline(exams["dense"]["test"], examples["test"])
     accuracy["baseline"] = {"is": named, "score": baseline}

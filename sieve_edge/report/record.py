@@ -85,7 +85,8 @@ class RunRecord:
     @cached_property
     def scored(self) -> list[dict[str, Any]] | None:
         """Plans that were scored on the selection split, in order."""
-        return self._optional("search", SCORED)
+        found: list[dict[str, Any]] | None = self._optional("search", SCORED)
+        return found
 
     @cached_property
     def divergences(self) -> list[dict[str, Any]]:
@@ -96,7 +97,8 @@ class RunRecord:
     @cached_property
     def differences(self) -> dict[str, Any] | None:
         """Test examples that the two models answer differently."""
-        return self._optional("validate", "differences.json")
+        found: dict[str, Any] | None = self._optional("validate", "differences.json")
+        return found
 
     @cached_property
     def samples(self) -> Mapping[str, Mapping[str, Any]]:

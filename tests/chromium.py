@@ -13,7 +13,8 @@ from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 _TOLD = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded", "Network.requestWillBeSent")
-_FOCUSABLE = "[...document.querySelectorAll('a[href], select, summary, [tabindex=\"0\"]')]"
+_REACHED = "a[href], select, summary, [tabindex='0']"
+_FOCUSABLE = f'[...document.querySelectorAll("{_REACHED}")].filter(each => each.checkVisibility())'
 
 
 def find_chromium():

@@ -102,7 +102,7 @@ def _body(record: RunRecord, source: dict[str, Any], carried: dict[str, Any]) ->
         "loads_in": found["loads_in"],
         "factored": bool(found["ranks"]),
         "params": found["params"],
-        "checks": write_table(tables.checks(result)),
+        "limits": write_table(tables.checks(result)),
         "scores": write_table(tables.scores(result)),
         "losses": write_table(tables.losses(result)),
         "times": write_table(tables.times(result)),

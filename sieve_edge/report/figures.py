@@ -76,12 +76,12 @@ def accuracy_figure(name: str, result: Result) -> Markup:
     baseline = accuracy["baseline"]["score"]
     ends = [end for _, _, of in rows for end in of["interval95"]]
     scale = Scale(*padded([baseline, *ends]), _LEFT, _RIGHT)
-    drawing = Drawing(16 + _ROW * len(rows) + 36)
-    bottom = 10 + _ROW * len(rows)
+    bottom = 24 + _ROW * len(rows)
+    drawing = Drawing(bottom + 42)
     drawing.line(scale(baseline), 4, scale(baseline), bottom, "limit")
     drawing.text(scale(baseline) + 4, 10, accuracy["baseline"]["is"], "small")
     for row, (model, split, of) in enumerate(rows):
-        y = 26 + _ROW * row
+        y = 38 + _ROW * row
         drawing.text(0, y + 4, f"{model}, {split}")
         _whisker(drawing, scale, y, of["interval95"], of["corrected"], model)
         drawing.text(scale(of["corrected"]), y - 7, f"{of['corrected']:.3f}", "mid small")
@@ -113,13 +113,13 @@ def loss_figure(name: str, result: Result, tolerance: float) -> Markup:
     ]
     ends = [end for _, _, bounds in rows for end in bounds or ()]
     scale = Scale(*padded([0.0, tolerance, *ends, *(value for _, value, _ in rows)]), _LEFT, _RIGHT)
-    bottom = 14 + _ROW * len(rows)
+    bottom = 28 + _ROW * len(rows)
     drawing = Drawing(bottom + 40)
     drawing.line(scale(0.0), 4, scale(0.0), bottom, "grid")
     drawing.line(scale(tolerance), 4, scale(tolerance), bottom, "limit")
     drawing.text(scale(tolerance) - 4, 10, f"tolerance {tolerance:.1%}", "end small")
     for row, (split, value, bounds) in enumerate(rows):
-        y = 28 + _ROW * row
+        y = 42 + _ROW * row
         drawing.text(0, y + 4, split)
         _whisker(drawing, scale, y, bounds, value, "pruned")
         drawing.text(scale(value), y - 7, f"{value:.1%}", "mid small")
@@ -176,7 +176,7 @@ def parts_figure(name: str, parts: Mapping[str, Mapping[str, float]]) -> Markup:
         The figure.
     """
     names = list(parts["dense"])
-    scale = Scale(0.0, max(value for of in parts.values() for value in of.values()), _LEFT, _RIGHT - 44)
+    scale = Scale(0.0, max(value for of in parts.values() for value in of.values()), _LEFT, _RIGHT - 56)
     drawing = Drawing(34.0 * len(names) + 6)
     told = []
     for row, part in enumerate(names):
@@ -230,7 +230,7 @@ def pairs_figure(name: str, title: str, labels: Sequence[str], values: Sequence[
     Returns:
         The figure.
     """
-    scale = Scale(0.0, max(max(pair) for pair in values), 0.0, _RIGHT - 44)
+    scale = Scale(0.0, max(max(pair) for pair in values), 0.0, _RIGHT - 52)
     drawing = Drawing(50.0 * len(labels))
     told = []
     for row, (label, pair) in enumerate(zip(labels, values, strict=True)):

@@ -125,7 +125,13 @@ def render(template: str, **values: Any) -> str:
     Returns:
         HTML.
     """
-    shared = {"tables": tables, "tuned": tuned, "version": __version__, "css": read_template("page.css")}
+    shared = {
+        "tables": tables,
+        "tuned": tuned,
+        "checks": _checks,
+        "version": __version__,
+        "css": read_template("page.css"),
+    }
     return _environment().get_template(template).render(**shared, **values)
 
 
@@ -197,6 +203,13 @@ def _environment() -> "Environment":
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def _checks(result: Result) -> Table:
+    """List the checks, the verdict first: on a phone the last columns lie beyond the edge."""
+    found = tables.checks(result)
+    head, *rows = [(row[0], row[-1], *row[1:-1]) for row in (found.head, *found.rows)]
+    return Table(head, rows)
 
 
 def _summary(record: RunRecord) -> str:

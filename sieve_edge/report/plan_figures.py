@@ -17,7 +17,7 @@ STEPS = (0.1, 0.25, 0.5, 0.75, 1.0)
 LEAST_ERROR = 1e-6
 """Errors below are drawn at the bottom."""
 
-CURVE_X, CURVE_Y = (40.0, WIDTH - 12.0), (150.0, 16.0)
+CURVE_X, CURVE_Y = (40.0, WIDTH - 20.0), (150.0, 16.0)
 """Ends of the axes of the error figure; ``page.js`` draws on the same."""
 
 

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from sieve_edge.artifacts import PruningPlan
 from sieve_edge.report.svg import WIDTH, Drawing, Scale, padded, ticks
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, WIDTH - 12.0, 14.0, 174.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, WIDTH - 20.0, 14.0, 174.0
 _RUNGS = {"labels": "as projected", "refit": "after refit"}
 
 Scored = Sequence[Mapping[str, Any]]

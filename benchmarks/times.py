@@ -21,6 +21,7 @@ from sieve_edge.config import Target
 from sieve_edge.device.runtimes import Runtime
 from sieve_edge.device.times import TimeTable
 from sieve_edge.device.timing import Timing, time_models
+from sieve_edge.device.workload import workload_prompt
 from sieve_edge.model.levels import Ranks, kept_params
 from sieve_edge.model.load import shared_copy
 from sieve_edge.model.matrices import linear_params
@@ -31,7 +32,6 @@ from sieve_edge.search.assemble import search_space
 from sieve_edge.search.budgets import time_budget
 from sieve_edge.search.space import SearchSpace
 from sieve_edge.timed import profile, write_for_timing
-from sieve_edge.validate import workload_prompt
 
 TARGETS = ("x86-cpu", "x86-gguf")
 FRACTIONS = np.linspace(1.0, 0.3, 10)

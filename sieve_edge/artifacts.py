@@ -14,6 +14,7 @@ from sieve_edge.files import file_sha256, read_json, write_json
 
 MANIFEST = "manifest.json"
 FRONT = "front.json"
+SCORED = "scored.json"
 
 
 @dataclass(frozen=True)

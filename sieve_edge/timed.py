@@ -52,8 +52,8 @@ def table_of(run: Run, space: "SearchSpace", out: Path) -> "TimeTable":
     Returns:
         The table.
     """
+    from sieve_edge.device.workload import workload_prompt
     from sieve_edge.search.times import time_table
-    from sieve_edge.validate import workload_prompt
 
     prompts = [run.loaded.encode(example.prompt) for example in run.splits["selection"]]
     prompt = workload_prompt(prompts, run.target.workload.prompt_tokens)

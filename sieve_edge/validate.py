@@ -15,10 +15,12 @@ from sieve_edge.device.check import SAMPLE
 from sieve_edge.device.checks import kl_limit, make_checks
 from sieve_edge.device.place import Place
 from sieve_edge.device.runtimes import WEIGHTS, end_tokens, open_tokenizer
+from sieve_edge.device.workload import timed_prompts
 from sieve_edge.errors import ArtifactError
 from sieve_edge.files import digest, read_json, write_json
 from sieve_edge.progress import Progress
 from sieve_edge.resolve import settings_json
+from sieve_edge.task.differences import find_differences
 from sieve_edge.task.evaluate import Grades, graded_loss, loss_interval, relative_loss, score_interval
 from sieve_edge.task.exam import RAW, Exam, LabelExam
 from sieve_edge.task.examiner import Examiner
@@ -28,6 +30,7 @@ from sieve_edge.task_config import Task
 
 FACTS = "sieve_edge.json"
 REPORT = "report.json"
+DIFFERENCES = "differences.json"
 SPLITS = ("test", "transfer")
 SAMPLE_EXAMPLES = 50
 BATCH_TOKENS = 1024
@@ -71,7 +74,8 @@ def validate(
 ) -> dict[str, Any]:
     """Score, time and weigh the artifact and the dense model, and check the target's limits.
 
-    Reads both exported folders; writes one JSON file for each measurement and ``report.json`` to ``out``. May be
+    Reads both exported folders; writes one JSON file for each measurement, ``differences.json`` (test examples that the
+    models answer differently), ``sample.json`` (for checks on devices) and ``report.json`` to ``out``. May be
     interrupted: measurements that are in ``out`` are kept. Costs two passes over the test and transfer prompts. A
     missed limit is recorded in ``checks`` and ``passed``; it is not an error here. Where the target's device is not at
     hand, time and memory are measured here but their limits are not verified.
@@ -108,7 +112,7 @@ def validate(
         "target": target.name,
         "validated_on": place.name,
         "kept_fraction": facts["kept_fraction"],
-        **_quality(answers, exams, examiner, examples, facts, seed),
+        **_quality(answers, exams, examiner, examples, facts, seed, out),
         **_cost(device, folders, exams, examiner.task, seed),
         "size_mib": {"source": source_mib, **{name: weights_mib(folder) for name, folder in folders.items()}},
         "max_logit_difference": drift["max_difference"],
@@ -121,32 +125,6 @@ def validate(
     write_json(out / SAMPLE, _sample(*test, facts["prior"]["pruned"]))
     write_json(out / REPORT, result)
     return result
-
-
-def workload_prompt(prompts: Sequence[Sequence[int]], tokens: int | None) -> list[int]:
-    """Make the prompt that is timed, from the task's own prompts.
-
-    Args:
-        prompts: Token lists.
-        tokens: Wanted length; None for the median of ``prompts``.
-
-    Returns:
-        The prompt nearest to that length, cut or repeated to it.
-    """
-    wanted = tokens or int(np.median([len(prompt) for prompt in prompts]))
-    nearest = min(prompts, key=lambda prompt: abs(len(prompt) - wanted))
-    ids: list[int] = np.resize(np.asarray(nearest), wanted).tolist()
-    return ids
-
-
-def _timed_prompts(prompts: Mapping[str, Sequence[list[int]]], tokens: int | None) -> dict[str, list[int]]:
-    """Give both models the same text, in as many tokens as it takes each; its length is set in the dense model's."""
-    dense = workload_prompt(prompts["dense"], tokens)
-    if prompts["pruned"] == prompts["dense"]:
-        return {"dense": dense, "pruned": dense}
-    # Of a text that is cut or repeated, the other tokenizer's share is that of the whole split.
-    share = sum(map(len, prompts["pruned"])) / sum(map(len, prompts["dense"]))
-    return {"dense": dense, "pruned": workload_prompt(prompts["pruned"], round(len(dense) * share))}
 
 
 def weights_mib(folder: Path) -> float:
@@ -223,21 +201,25 @@ def _quality(
     examples: Mapping[str, Sequence[Example]],
     facts: Mapping[str, Any],
     seed: int,
+    out: Path,
 ) -> dict[str, Any]:
     """Scores and losses; the corrected figure is what the artifact gives with the prior that it ships."""
     rng = np.random.default_rng(seed)
     accuracy: dict[str, Any] = {"dense": {}, "pruned": {}}
     grades: dict[str, dict[str, Grades]] = {"dense": {}, "pruned": {}}
     for name, of_split in answers.items():
-        for split, said in of_split.items():
+        for split, given in of_split.items():
             exam = exams[name][split]
-            graded = grades[name][split] = exam.grade(said, facts["prior"][name])
+            graded = grades[name][split] = exam.grade(given, facts["prior"][name])
             accuracy[name][split] = {
-                "raw": exam.grade(said, RAW).score,
+                "raw": exam.grade(given, RAW).score,
                 "corrected": graded.score,
                 "interval95": score_interval(graded, rng),
                 "unjudged": int(np.isnan(graded.credits_N).sum()),
             }
+    said = {name: of["test"] for name, of in answers.items()}
+    worth = {name: of["test"] for name, of in grades.items()}
+    write_json(out / DIFFERENCES, find_differences(examiner.task, examples["test"], said, worth, facts["prior"]))
     named, baseline = examiner.baseline(exams["dense"]["test"], examples["test"])
     accuracy["baseline"] = {"is": named, "score": baseline}
     pairs = {split: (grades["dense"][split], grades["pruned"][split]) for split in SPLITS}
@@ -261,7 +243,7 @@ def _cost(
 ) -> dict[str, Any]:
     """Time both models in one process, then weigh each in a fresh one."""
     workload = device.target.workload
-    timed = _timed_prompts({name: of_split["test"].prompts for name, of_split in exams.items()}, workload.prompt_tokens)
+    timed = timed_prompts({name: of_split["test"].prompts for name, of_split in exams.items()}, workload.prompt_tokens)
     answer_tokens = max(_answer_tokens(of_split["test"], task) for of_split in exams.values())
     lengths = {"decode_tokens": workload.decode_tokens, "repeats": workload.repeats}
     paths = {name: str(folder) for name, folder in folders.items()}

@@ -9,6 +9,7 @@ from sieve_edge import __version__
 from sieve_edge.cli.bundle import bundle
 from sieve_edge.cli.doctor import doctor
 from sieve_edge.cli.inspect import inspect
+from sieve_edge.cli.report import card, report
 from sieve_edge.cli.serve import evaluate, serve
 from sieve_edge.cli.stages import build, profile, stage_commands
 from sieve_edge.cli.targets import targets
@@ -46,7 +47,10 @@ def cli() -> None:
     """Prune a language model to what one task needs, for one device, and prove it there."""
 
 
-for command in (build, *stage_commands(), bundle, doctor, evaluate, inspect, profile, serve, targets, tasks):
+for command in (
+    *(build, *stage_commands(), bundle, card, doctor, evaluate),
+    *(inspect, profile, report, serve, targets, tasks),
+):
     cli.add_command(command)
 
 

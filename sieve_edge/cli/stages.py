@@ -71,10 +71,10 @@ def build(require_device: bool, **options: Any) -> None:
     from sieve_edge.report import finish
 
     run, manifests = _run(until=STAGES[-1].verb, **options)
-    result = finish(run.root, manifests, _command(options))
+    result = finish(run.root, manifests, _command(options), run.source.facts())
     spent = ", ".join(f"{verb} {seconds:.0f} s" for verb, seconds in result["seconds"].items())
     run.progress.say(f"time: {spent}, together {sum(result['seconds'].values()):.0f} s")
-    run.progress.say(f"report: {result['report']}")
+    run.progress.say(f"report: {result['report']}, {result['page']}")
     click.echo(json.dumps(result, separators=(",", ":")))
     _demand(result, run, require_device)
 

@@ -3,11 +3,11 @@
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sieve_edge.errors import ArtifactError, EnvironmentMissing
+from sieve_edge.model.gguf_header import StoredTensor, read_gguf_header
 
 PATCH = "docker/llama.cpp/factored-weights.patch"
 _PARTS = {
@@ -18,16 +18,6 @@ _PARTS = {
     "head": ("output.weight", "lm_head"),
 }
 """Part -> what its tensors' names contain; the first part that fits counts."""
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """One tensor of a file: its name, shape (rows first), type, and bytes."""
-
-    name: str
-    shape: tuple[int, ...]
-    kind: str
-    size: int
 
 
 def inspect_path(path: Path) -> dict[str, Any]:
@@ -54,26 +44,14 @@ def inspect_path(path: Path) -> dict[str, Any]:
 
 
 def _inspect_gguf(path: Path) -> dict[str, Any]:
-    try:
-        from gguf import GGUFReader
-    except ImportError as error:
-        raise EnvironmentMissing("the package gguf is missing; run: pip install 'sieve-edge[gguf]'") from error
-    try:
-        reader = GGUFReader(path)
-    except (ValueError, OSError, IndexError) as error:
-        raise ArtifactError(f"{path}: not a GGUF file ({error})") from error
-
-    def field(name: str) -> Any:
-        return reader.fields[name].contents() if name in reader.fields else None
-
-    tensors = [
-        StoredTensor(item.name, tuple(int(size) for size in item.shape)[::-1], item.tensor_type.name, int(item.n_bytes))
-        for item in reader.tensors
-    ]
-    ranks = {item.name.removesuffix(".fac_b.weight"): item.shape[1] for item in tensors if ".fac_b." in item.name}
+    header = read_gguf_header(path)
+    ranks = {
+        item.name.removesuffix(".fac_b.weight"): item.shape[1] for item in header.tensors if ".fac_b." in item.name
+    }
     loads_in = [f"llama.cpp with {PATCH} (make runtime)"] if ranks else ["llama.cpp"]
-    about = {"format": "gguf", "name": field("general.name"), "architecture": field("general.architecture")}
-    return {**about, "loads_in": loads_in, **_figures(path.stat().st_size, tensors), "ranks": ranks}
+    known = {name: header.fields.get(f"general.{name}") for name in ("name", "architecture")}
+    figures = _figures(path.stat().st_size, header.tensors)
+    return {"format": "gguf", **known, "loads_in": loads_in, **figures, "ranks": ranks}
 
 
 def _inspect_onnx(path: Path) -> dict[str, Any]:

@@ -1,13 +1,28 @@
 """Finds a dense model on disk, in a package or on the hub, without loading it; imports nothing heavy."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from sieve_edge.errors import ModelError
 from sieve_edge.files import digest, file_sha256
+from sieve_edge.model.gguf_header import read_gguf_header
 from sieve_edge.resolve import package_file
 
 WEIGHT_SUFFIXES = (".safetensors", ".gguf")
+_GGUF_FACTS = {
+    "license": "general.license",
+    "license_name": "general.license.name",
+    "license_link": "general.license.link",
+    "hub_id": "general.source.huggingface.repository",
+    "url": "general.source.repo_url",
+}
+_LICENSE = ("license", "license_name", "license_link")
+_HUB_URL = re.compile(r"https://huggingface\.co/([\w.-]+/[\w.-]+)/?")
+_HEADER = re.compile(r"---\r?\n(.*?)\r?\n---\r?\n", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -60,6 +75,58 @@ class ModelSource:
             Bytes; 0 for a hub id.
         """
         return sum(file.stat().st_size for file in self.files() if file.suffix in WEIGHT_SUFFIXES)
+
+    def facts(self) -> dict[str, Any]:
+        """Say what the model is and under which licence, as far as its files tell.
+
+        Returns:
+            ``reference``, ``name``, and ``hub_id``, ``license``, ``license_name`` and ``license_link``, None where
+            nothing says so.
+        """
+        found = dict.fromkeys(("hub_id", *_LICENSE))
+        about = self._gguf_facts() if self.gguf else self._card_facts()
+        return {"reference": self.reference, "name": self.name, **found, **about}
+
+    def _gguf_facts(self) -> dict[str, Any]:
+        fields = read_gguf_header(Path(self.folder) / str(self.gguf)).fields
+        kept = {key: fields[name] for key, name in _GGUF_FACTS.items() if name in fields}
+        url = kept.pop("url", None)
+        hub = _HUB_URL.fullmatch(url) if url else None
+        return {**({"hub_id": hub[1]} if hub else {}), **kept}
+
+    def _card_facts(self) -> dict[str, Any]:
+        """Read the YAML header of the model's card: in its directory, or where the hub's files are kept."""
+        root = Path(self.folder)
+        if root.is_dir():
+            card, known = root / "README.md", {}
+        else:
+            from huggingface_hub import try_to_load_from_cache
+
+            cached = try_to_load_from_cache(self.folder, "README.md")
+            card, known = Path(cached if isinstance(cached, str) else ""), {"hub_id": self.folder}
+        header = read_card_header(card) if card.is_file() else {}
+        told = {key: header[key] for key in _LICENSE if isinstance(header.get(key), str)}
+        return {**known, **told}
+
+
+def read_card_header(card: Path) -> dict[str, Any]:
+    """Read the YAML header of a model card.
+
+    Args:
+        card: Markdown file.
+
+    Returns:
+        Its fields; empty without a header.
+
+    Raises:
+        ModelError: If the header is not YAML.
+    """
+    header = _HEADER.match(card.read_text(encoding="utf-8"))
+    try:
+        fields = yaml.safe_load(header[1]) if header else {}
+    except yaml.YAMLError as error:
+        raise ModelError(f"{card}: its header is not YAML ({error}); correct it") from error
+    return fields if isinstance(fields, dict) else {}
 
 
 def find_model(reference: str) -> ModelSource:

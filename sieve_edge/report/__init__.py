@@ -10,17 +10,21 @@ from sieve_edge.report.markdown import write_report
 from sieve_edge.task.evaluate import relative_loss
 
 
-def finish(root: Path, manifests: Mapping[str, Manifest], command: str) -> dict[str, Any]:
-    """Put together what a build ends with: the result and the page, in the run's folder.
+def finish(root: Path, manifests: Mapping[str, Manifest], command: str, source: Mapping[str, Any]) -> dict[str, Any]:
+    """Put together what a build ends with: the result and the pages, in the run's folder.
 
     Args:
         root: The run's folder.
         manifests: Stage -> manifest, all stages.
         command: Command that reproduces the run.
+        source: What the model is that was pruned, and its licence; see ``ModelSource.facts``.
 
     Returns:
         The result, JSON-compatible.
     """
+    from sieve_edge.report.page import PAGE, run_page, write_page
+    from sieve_edge.report.record import RESULT, RunRecord
+
     result: dict[str, Any] = read_json(root / "validate" / "report.json")
     result["seconds"] = {verb: manifest.seconds for verb, manifest in manifests.items()}
     result["build_peak_memory_mib"] = max(
@@ -41,6 +45,10 @@ def finish(root: Path, manifests: Mapping[str, Manifest], command: str) -> dict[
             }
     result["artifact"] = str(root / "export" / "pruned")
     result["command"] = command
+    result["source"] = {**source, "sha256": manifests["calibrate"].inputs["model"]}
     result["report"] = str(write_report(result, root))
-    write_json(root / "result.json", result)
+    page = root / PAGE
+    result["page"] = str(page)
+    write_json(root / RESULT, result)
+    write_page(run_page(RunRecord.read(root)), page)
     return result

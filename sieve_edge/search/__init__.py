@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sieve_edge.artifacts import FRONT, PruningPlan
+from sieve_edge.artifacts import FRONT, SCORED, PruningPlan
 from sieve_edge.config import Target
 from sieve_edge.files import write_json
 from sieve_edge.model.bank import ProjectionBank
@@ -18,7 +18,7 @@ from sieve_edge.search.budgets import Budget
 from sieve_edge.search.candidates import Candidates
 from sieve_edge.search.genetic import evolve
 from sieve_edge.search.guided import guide
-from sieve_edge.search.result import bottlenecks, choose, front
+from sieve_edge.search.result import bottlenecks, choose, front, scored
 from sieve_edge.search.space import SearchSpace, plan_id
 from sieve_edge.search.uniform import bisect
 
@@ -35,9 +35,10 @@ def search(
 ) -> PruningPlan:
     """Search for a pruning plan on the selection split.
 
-    Reads the bank; writes ``history.jsonl`` (every score), ``generations.jsonl`` (genetic), ``plan.json`` (the winner),
-    its refitted factors, ``front.json`` where asked for, and ``bottlenecks.json`` to ``out``. May be interrupted at any
-    moment: it goes on at the candidate that was not finished. Costs the tokens that the plan records.
+    Reads the bank; writes ``history.jsonl`` (every answer), ``scored.json`` (what answers were worth),
+    ``generations.jsonl`` (genetic), ``plan.json`` (the winner), its refitted factors, ``front.json`` where asked for,
+    and ``bottlenecks.json`` to ``out``. May be interrupted at any moment: it goes on at the candidate that was not
+    finished. Costs the tokens that the plan records.
 
     Args:
         space: Levels of every matrix.
@@ -88,6 +89,7 @@ def search(
         evaluations=len(candidates.scored),
         tokens_scored=round(candidates.tokens),
     )
+    write_json(out / SCORED, scored(candidates))
     if wanted.front:
         write_json(out / FRONT, front(space, candidates))
     write_json(

@@ -108,6 +108,32 @@ def front(space: SearchSpace, candidates: Candidates) -> list[dict[str, Any]]:
     ]
 
 
+def scored(candidates: Candidates) -> list[dict[str, Any]]:
+    """List what was scored on the selection split, in the order in which it was first asked for.
+
+    Args:
+        candidates: What was scored.
+
+    Returns:
+        One record for each plan and rung; the figures of one that was given up (not ``complete``) are of the first
+        part.
+    """
+    return [
+        {
+            "plan": plan_id(item.ranks),
+            "rung": item.rung,
+            "kept_linears": item.kept_linears,
+            "complete": item.complete,
+            "accuracy": item.verdict.accuracy,
+            "loss": item.verdict.loss,
+            "loss_bound": item.verdict.bound,
+            "feasible": item.verdict.feasible,
+            "collapsed": item.verdict.collapsed,
+        }
+        for item in candidates.scored.values()
+    ]
+
+
 def bottlenecks(space: SearchSpace, scored: Sequence[Scored], needed: float, kappa: float) -> dict[str, Any]:
     """Say which matrices good plans leave alone.
 

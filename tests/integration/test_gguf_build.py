@@ -7,6 +7,7 @@ import yaml
 
 from sieve_edge.artifacts import read_manifest, read_plan
 from tests.command import command, last_json
+from tests.markup import check_page
 from tests.pico import make_bpe_tokenizer, make_pico
 from tests.servers import serving
 
@@ -77,6 +78,9 @@ def test_a_build_ends_in_a_file_that_llama_cpp_scored_and_timed(built):
     assert metrics["max_logit_difference"]["pruned"] < 1e-3
     assert metrics["factored"]["pruned"] > 0
     assert metrics["factored"]["dense"] == 0
+    check_page((folder / "report.html").read_text(encoding="utf-8"))
+    assert command("card", folder).returncode == 0
+    assert "stock llama.cpp refuses" in (folder / "export" / "pruned" / "README.md").read_text(encoding="utf-8")
 
 
 def test_inspect_says_what_was_built(built):
@@ -132,6 +136,11 @@ def test_a_build_for_stock_llama_cpp_ends_in_narrow_layers(stock):
     assert (facts["architecture"], facts["loads_in"], facts["ranks"]) == ("deci", ["llama.cpp"], {})
     dense = last_json(command("inspect", folder / "export" / "dense"))
     assert facts["params"] / dense["params"] == pytest.approx(kept["model"], abs=1e-6)
+    page = check_page((folder / "report.html").read_text(encoding="utf-8"))
+    assert "Widths are pruned" in page.of("main")[0].text
+    assert command("card", folder).returncode == 0
+    card = (folder / "export" / "pruned" / "README.md").read_text(encoding="utf-8")
+    assert "Any llama.cpp that knows the architecture" in card
     again = command("build", *options)
     assert last_json(again) == result
     assert "learn took" not in again.stderr

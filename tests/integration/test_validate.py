@@ -12,13 +12,14 @@ from sieve_edge.device.checks import make_checks
 from sieve_edge.device.ort import OrtTextModel
 from sieve_edge.device.place import ThisMachine
 from sieve_edge.device.process import run_worker
+from sieve_edge.device.workload import workload_prompt
 from sieve_edge.errors import ArtifactError
 from sieve_edge.files import read_json
 from sieve_edge.progress import Progress
 from sieve_edge.report.markdown import write_report
 from sieve_edge.task.examiner import Examiner
 from sieve_edge.task.likelihood import label_log_likelihoods
-from sieve_edge.validate import validate, workload_prompt
+from sieve_edge.validate import validate
 from tests.tiny_onnx import WORDS, make_examples, make_target, make_task, write_folder
 
 ANSWERS = [[WORDS.index("negative")], [WORDS.index("positive")]]

@@ -6,6 +6,7 @@ import yaml
 from sieve_edge.artifacts import read_manifest
 from sieve_edge.files import read_json
 from tests.command import command, last_json
+from tests.markup import check_page
 from tests.pico import make_bpe_tokenizer, make_pico
 
 QUICK = ("calibration_tokens=1500", "threads=1", "learn.fisher_prompts=64", "search.strategy=uniform", "tolerance=0.3")
@@ -57,3 +58,5 @@ def test_the_pruned_model_has_fewer_tokens_and_does_the_task(format_, model, toy
     assert checks["kl_from_pytorch"], result["checks"]
     assert result["accuracy"]["pruned"]["test"]["corrected"] > 0.6
     assert result["accuracy"]["dense"]["test"]["corrected"] > 0.8
+    page = check_page((tmp_path / "run" / "report.html").read_text(encoding="utf-8"))
+    assert f"kept {metrics['tokens']['after']:,} of {metrics['tokens']['before']:,} tokens" in page.of("main")[0].text

@@ -21,6 +21,7 @@ from sieve_edge.task.examples import load_splits
 from sieve_edge.task.generate import Ending, answer_greedily
 from sieve_edge.task_config import Task
 from tests.command import ENVIRONMENT, command, last_json
+from tests.markup import check_page
 from tests.servers import fault_server, said
 
 QUICK = ("calibration_tokens=1500", "threads=1", "learn.fisher_prompts=64", "search.part=50")
@@ -110,6 +111,15 @@ def test_a_written_task_is_built_to_a_validated_artifact(pico, written, toy_targ
     facts = json.loads((run / "export" / "pruned" / "sieve_edge.json").read_text(encoding="utf-8"))
     assert (facts["labels"], facts["prior"], facts["stop"]) == ([], {"dense": [], "pruned": []}, ["\n"])
     assert "Metric: contains" in (run / "report.md").read_text(encoding="utf-8")
+    page = check_page((run / "report.html").read_text(encoding="utf-8"))
+    found = json.loads((run / "validate" / "differences.json").read_text(encoding="utf-8"))
+    dense = json.loads((run / "validate" / "answers-dense-test.json").read_text(encoding="utf-8"))["result"]["answers"]
+    assert found["differing"] == sum(one != other for one, other in zip(dense, answers, strict=True))
+    assert len(page.of("article")) == min(found["differing"], 10)
+    assert {"answer", "first-token", "token"} <= {item.attributes["id"] for item in page.of("svg")}
+    assert command("card", run).returncode == 0
+    card = (run / "export" / "pruned" / "README.md").read_text(encoding="utf-8")
+    assert "what the model writes greedily, up to 3 tokens" in card
 
 
 def question_and_answer(body):

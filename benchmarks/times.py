@@ -82,7 +82,7 @@ def _plan(space: SearchSpace, fraction: float, rng: np.random.Generator) -> Rank
     """Draw a level for each matrix, near a factor, so that all together keep about that fraction."""
     if fraction == 1.0:
         return {spec.name: None for spec in space.specs}
-    ranks: Ranks = {}
+    ranks: dict[str, int | None] = {}
     for spec, levels in zip(space.specs, space.levels, strict=True):
         wanted = float(np.clip(fraction + rng.uniform(-SPREAD, SPREAD), 0.05, 1.0))
         ranks[spec.name] = levels[int(np.argmin([abs(level.factor - wanted) for level in levels]))].rank

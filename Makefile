@@ -1,7 +1,7 @@
 # Everything a user or CI runs. `make` alone lists it; scripts/setup.sh installs what a command needs, once.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help build setup runtime demo demo-rag test check test-slow test-interop test-vllm bench readme clean
+.PHONY: help build image setup runtime demo demo-rag test check test-slow test-interop test-vllm test-containers bench readme clean
 
 TARGET ?= x86-cpu
 PY := .venv/bin/python
@@ -13,11 +13,13 @@ RUNTIME := $(if $(call asks,format: gguf),$(GGUF),$(ONNX))
 BENCHMARKS := $(patsubst benchmarks/%.py,%,$(filter-out benchmarks/_% benchmarks/readme.py,$(wildcard benchmarks/*.py)))
 
 help:  ## List the commands and their variables
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-13s %s\n", $$1, $$2} /^## /{print substr($$0, 4)}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-15s %s\n", $$1, $$2} /^## /{print substr($$0, 4)}' $(MAKEFILE_LIST)
 
 build:  ## Build TARGET's model: sets itself up, then prunes, exports and validates
-	@scripts/setup.sh torch $(RUNTIME) demo
-	.venv/bin/sieve-edge build --target $(TARGET) $(ARGS)
+	@RUNTIME=$(RUNTIME) scripts/engine.sh build $(TARGET) $(ARGS)
+
+image:  ## Make the container images: the pipeline's for TARGET, and its device's
+	@RUNTIME=$(RUNTIME) scripts/engine.sh image
 
 setup:  ## Install everything that building and testing need into .venv
 	@scripts/setup.sh dev torch $(ONNX) gguf demo
@@ -34,18 +36,23 @@ demo-rag:  ## Install the data of the tasks boolq, pubmedqa, medmcqa and disflqa
 test: check  ## Run every check and test (what CI runs); ARGS go to pytest
 	$(PY) -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
-check: setup  ## Run the static checks only: format, lint, types, imports, docstrings
+check: setup  ## Run the static checks only: format, lint, types, imports, docstrings, Dockerfiles
 	.venv/bin/ruff format --check . && .venv/bin/ruff check .
 	$(PY) -m mypy && .venv/bin/lint-imports && .venv/bin/pydoclint -q sieve_edge benchmarks
+	.venv/bin/hadolint docker/*.Dockerfile
 
 test-slow: setup  ## Run the tests that take minutes each
 	$(PY) -m pytest -m slow $(ARGS)
 
+test-interop: export ENGINE = local
 test-interop: build  ## Load TARGET's exported folder with optimum and onnxruntime-genai, in environments of their own
 	$(PY) tests/interop/check_interop.py runs/*-$(TARGET)/export/pruned .interop
 
 test-vllm: build  ## Serve TARGET's fused checkpoint with vLLM, in an environment of its own
 	$(PY) -m tests.vllm.check_vllm runs/*-$(TARGET) .interop
+
+test-containers:  ## Build both images and run them on amd64 and emulated arm64, without Docker's engine (as root)
+	docker/prove.sh
 
 bench: setup  ## Run every benchmark in its short form; results in benchmarks/results
 	set -e; for name in $(BENCHMARKS); do $(PY) -m benchmarks.$$name --quick; done
@@ -59,6 +66,7 @@ clean:  ## Remove the environment and caches; runs/ stays
 ##
 ## TARGET=NAME       shipped target or YAML file (default: x86-cpu)
 ## ARGS='...'        more arguments for the command, e.g. ARGS='--set tolerance=0.02'
+## ENGINE=NAME       docker, podman or local (default: docker or podman if it can run the image that make image makes)
 ## PYTHON=PATH       interpreter that .venv is made with (default: python3.11, else python3)
 ## TORCH_INDEX=URL   package index to take torch from. On x86_64 Linux the default index serves torch for CUDA, several
 ##                   GB: without an NVIDIA GPU give the index of PyTorch's CPU builds, which PyTorch's

@@ -49,7 +49,14 @@ def render(text: str) -> str:
     Returns:
         The README with every block between ``<!-- generated NAME -->`` and ``<!-- end -->`` written anew.
     """
-    parts = {"results": results, "search": search, "runtime": runtime, "help": help_text, "files": files}
+    parts = {
+        "results": results,
+        "search": search,
+        "runtime": runtime,
+        "containers": containers,
+        "help": help_text,
+        "files": files,
+    }
 
     def block(match: re.Match[str]) -> str:
         return f"<!-- generated {match[1]} -->\n{parts[match[1]]()}\n<!-- end -->"
@@ -131,6 +138,26 @@ def runtime() -> str:
             words = [str(row[name]) for name in columns[:4]]
             lines.append([*words, f"{row['kept']:.2f}", f"{row['MiB']:.0f}", *(f"{row[name]:.2f}" for name in ratios)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def containers() -> str:
+    """Make the tables of the container images and of what was run in them.
+
+    Returns:
+        Markdown.
+    """
+    file = RESULTS / "containers.json"
+    if not file.is_file():
+        return "Not measured yet: `make test-containers`."
+    kept = read_json(file)
+    lines = [["image", "for", "MiB", "of these its base"], ["---"] * 4]
+    lines += [[row["image"], row["arch"], f"{row['MiB']:.0f}", f"{row['base MiB']:.0f}"] for row in kept["images"]]
+    lines += [[], ["build", "run on", "test accuracy, in the build", "largest logit difference"], ["---"] * 4]
+    for row in kept["devices"]:
+        scores = [f"{row[name]:.3f}" for name in ("test accuracy", "in the build") if name in row]
+        where = f"{row['arch']}, emulated" if row["emulated"] else row["arch"]
+        lines.append([row["build"], where, ", ".join(scores) or "not scored", f"{row['largest logit difference']:.1e}"])
+    return "\n".join(f"| {' | '.join(line)} |" if line else "" for line in lines)
 
 
 def help_text() -> str:

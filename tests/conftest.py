@@ -13,7 +13,6 @@ os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="sieve-edge-tests-")
 
 import pytest
 import torch
-import yaml
 
 from tests import pico as pico_models
 
@@ -61,39 +60,10 @@ def pico(pico_root: Path) -> Callable[[str], Path]:
 @pytest.fixture(scope="session")
 def toy_task(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Task YAML over the toy language; the transfer source has longer sentences."""
-    folder = tmp_path_factory.mktemp("toy")
-    pico_models.write_csv(folder / "source.csv", pico_models.sentences(520, seed=1))
-    pico_models.write_csv(folder / "transfer.csv", pico_models.sentences(120, seed=2, words=(9, 14)))
-    task = {
-        "name": "toy-sentiment",
-        "description": "Sentiment of toy sentences; transfer: longer ones.",
-        "source": {"path": f"file:{folder / 'source.csv'}"},
-        "transfer": {"path": f"file:{folder / 'transfer.csv'}"},
-        "prompt": pico_models.PROMPT,
-        "labels": pico_models.ANSWERS,
-        "splits": {"calibration": 200, "selection": 100, "test": 200, "transfer": 100},
-    }
-    path = folder / "toy-sentiment.yaml"
-    path.write_text(yaml.safe_dump(task), encoding="utf-8")
-    return path
+    return pico_models.write_task(tmp_path_factory.mktemp("toy"))
 
 
 @pytest.fixture(scope="session")
 def toy_target(tmp_path_factory: pytest.TempPathFactory, pico_root: Path, toy_task: Path) -> Path:
     """Target YAML for pico models on ONNX Runtime; its default model is there once ``pico("llama")`` was asked for."""
-    target = {
-        "name": "toy-cpu",
-        "description": "This machine, one thread.",
-        "format": "onnx",
-        "runtime": "onnxruntime",
-        "threads": 1,
-        "connection": "local",
-        "rank_multiple": 2,
-        "rank_multiple_reason": "Matrices of 32 features need levels between the pruning factors.",
-        "workload": {"decode_tokens": 4, "repeats": 3},
-        "model": str(pico_root / "llama"),
-        "task": str(toy_task),
-    }
-    path = tmp_path_factory.mktemp("target") / "toy-cpu.yaml"
-    path.write_text(yaml.safe_dump(target), encoding="utf-8")
-    return path
+    return pico_models.write_target(tmp_path_factory.mktemp("target"), pico_root / "llama", toy_task)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import transformers
+import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 GOOD = [
@@ -119,6 +120,44 @@ def write_csv(path: Path, rows: list[Sentence]) -> None:
         writer = csv.writer(file)
         writer.writerow(["text", "label"])
         writer.writerows([row.text, row.label] for row in rows)
+
+
+def write_task(folder: Path) -> Path:
+    """Write a task over the toy language with its data; the transfer source has longer sentences."""
+    write_csv(folder / "source.csv", sentences(520, seed=1))
+    write_csv(folder / "transfer.csv", sentences(120, seed=2, words=(9, 14)))
+    task = {
+        "name": "toy-sentiment",
+        "description": "Sentiment of toy sentences; transfer: longer ones.",
+        "source": {"path": f"file:{folder / 'source.csv'}"},
+        "transfer": {"path": f"file:{folder / 'transfer.csv'}"},
+        "prompt": PROMPT,
+        "labels": ANSWERS,
+        "splits": {"calibration": 200, "selection": 100, "test": 200, "transfer": 100},
+    }
+    path = folder / "toy-sentiment.yaml"
+    path.write_text(yaml.safe_dump(task), encoding="utf-8")
+    return path
+
+
+def write_target(folder: Path, model: Path, task: Path) -> Path:
+    """Write a target for pico models on ONNX Runtime."""
+    target = {
+        "name": "toy-cpu",
+        "description": "This machine, one thread.",
+        "format": "onnx",
+        "runtime": "onnxruntime",
+        "threads": 1,
+        "connection": "local",
+        "rank_multiple": 2,
+        "rank_multiple_reason": "Matrices of 32 features need levels between the pruning factors.",
+        "workload": {"decode_tokens": 4, "repeats": 3},
+        "model": str(model),
+        "task": str(task),
+    }
+    path = folder / "toy-cpu.yaml"
+    path.write_text(yaml.safe_dump(target), encoding="utf-8")
+    return path
 
 
 def make_tokenizer() -> transformers.PreTrainedTokenizerFast:

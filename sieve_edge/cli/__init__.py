@@ -14,9 +14,11 @@ from sieve_edge.cli.serve import evaluate, serve
 from sieve_edge.cli.stages import build, profile, stage_commands
 from sieve_edge.cli.targets import targets
 from sieve_edge.cli.tasks import tasks
-from sieve_edge.errors import SieveError
+from sieve_edge.errors import EnvironmentMissing, SieveError
 
 INTERRUPTED = 130
+BUILDERS = ("accelerate", "onnx", "safetensors", "scipy", "torch", "transformers")
+"""Packages of the extra ``torch``, which a device need not have."""
 
 
 class SieveGroup(click.Group):
@@ -30,12 +32,25 @@ class SieveGroup(click.Group):
 
         Returns:
             What the command returned.
+
+        Raises:
+            ModuleNotFoundError: If what is missing is no package of the extra ``torch``: a bug.
         """
         try:
             return super().invoke(ctx)
         except SieveError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(error.exit_code)
+        except ModuleNotFoundError as error:
+            if error.name not in BUILDERS:
+                raise
+            click.echo(
+                f"error: {error.name} is not installed, and only validate runs without it, on a build whose other "
+                "stages are up to date: same target but for its limits, model, task and settings; else run: "
+                "pip install 'sieve-edge[torch]'",
+                err=True,
+            )
+            ctx.exit(EnvironmentMissing.exit_code)
         except KeyboardInterrupt:
             click.echo("interrupted: finished work is kept, and the same command goes on from there", err=True)
             ctx.exit(INTERRUPTED)

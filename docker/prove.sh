@@ -1,0 +1,139 @@
+#!/usr/bin/env bash
+# Builds both images without Docker's engine and runs them, on amd64: `make test-containers`, as root, 10 GB of disk.
+#
+# 1. base images by mmdebstrap: one to build on, and small ones for the device, amd64 and arm64
+# 2. the images by buildah: the pipeline's for amd64, the device's for amd64 and for arm64
+# 3. a pico model, built in the pipeline's image by podman through scripts/engine.sh: read-only root, no capabilities,
+#    another uid, no network
+# 4. that build, validated in the device's image on amd64, and on arm64 by emulation, in the same way
+# 5. with FULL=1, the build of the target x86-cpu and its validation on amd64; on arm64, where emulation takes hours
+#    for that, the artifact's stored inputs and logits only
+#
+# Figures go to benchmarks/results/containers.json; the work stays in runs/containers, base images in podman's store.
+# BUILD_MOUNTS, LLAMA_CPP and JOBS as in scripts/engine.sh; LLAMA_CPP is none here by default, since it takes minutes.
+# ENGINE_ARGS are added to every podman run. CONTAINERS_CONF names a configuration for podman, where it needs another
+# than the machine's: without systemd, runtime="runc" and cgroup_manager="cgroupfs" of [engine].
+# Registers qemu for arm64 programs with the kernel, if it is not.
+set -Eeuo pipefail
+cd "$(dirname "$0")/.."
+
+readonly suite=bookworm work=runs/containers uid=10001
+readonly base=localhost/sieve-edge-base:$suite small=localhost/sieve-edge-base:$suite-small
+readonly qemu=/proc/sys/fs/binfmt_misc/qemu-aarch64
+# What Python and the wheels need, unpacked only: no package manager, no shell but dash.
+readonly packages=base-files,base-passwd,ca-certificates,coreutils,dash,libc-bin,libc6,libgomp1,libpython3.11-stdlib,libstdc++6,python3-distutils,python3-minimal
+readonly quick=(--set calibration_tokens=1500 --set threads=1 --set learn.fisher_prompts=64)
+
+say() { printf 'prove: %s\n' "$*" >&2; }
+fail() { say "$*"; exit 5; }
+
+check_tools() {
+    local tool
+    for tool in buildah podman mmdebstrap catatonit qemu-aarch64-static update-binfmts; do
+        command -v "$tool" >/dev/null || fail "$tool is missing; on Debian: apt-get install --no-install-recommends buildah" \
+            "podman runc netavark mmdebstrap arch-test catatonit qemu-user-static binfmt-support"
+    done
+    [[ $(id -u) == 0 && $(uname -m) == x86_64 ]] || fail "needs root, on x86_64"
+    if [[ ! -e $qemu ]]; then
+        mountpoint -q "${qemu%/*}" || mount -t binfmt_misc binfmt_misc "${qemu%/*}"
+        update-binfmts --enable qemu-aarch64
+    fi
+}
+
+make_base() { # IMAGE ARCH ARGUMENT...
+    if podman image exists "$1"; then return; fi
+    say "base $1"
+    mmdebstrap --quiet --arch="$2" --customize-hook='rm -f "$1/etc/resolv.conf" "$1/etc/hostname"' \
+        --customize-hook='mkdir -p "$1/tmp" && : >"$1/etc/pip.conf"' "${@:3}" "$suite" "$work/base.tar"
+    podman import --quiet --arch "$2" "$work/base.tar" "$1"
+    rm "$work/base.tar"
+}
+
+make_bases() {
+    make_base "$base" amd64 --variant=minbase --include=ca-certificates,python3,python3-venv
+    make_base "$small-amd64" amd64 --variant=extract --include="$packages"
+    make_base "$small-arm64" arm64 --variant=extract --include="$packages"
+}
+
+make_images() {
+    local arch
+    export BUILDER="buildah bud --isolation chroot --layers --pull-never"
+    BASE_IMAGE=$base LLAMA_CPP=${LLAMA_CPP:-none} scripts/engine.sh image build
+    for arch in amd64 arm64; do
+        BASE_IMAGE=$base RUN_IMAGE=$small-$arch DEVICE_IMAGE=sieve-edge-device:$arch PLATFORM=linux/$arch \
+            scripts/engine.sh image device
+    done
+}
+
+on_device() { # ARCH COMMAND...: in the device's image, which gets standard input too
+    local more=()
+    if [[ $1 == arm64 ]]; then
+        # ONNX Runtime reads the processor's features there, and would see the machine's own.
+        more=(--platform linux/arm64 --env QEMU_CPU=cortex-a72 --volume "$PWD/$work/cpuinfo:/proc/cpuinfo:ro")
+    fi
+    # shellcheck disable=SC2086 (a list of words)
+    podman run --interactive --init --rm --no-healthcheck --network none --read-only --tmpfs /tmp --cap-drop all \
+        --security-opt no-new-privileges --user "$uid:$uid" --volume "$PWD/$work:$PWD/$work" \
+        --volume "$PWD/$work/cache/sieve-edge/container/packages:/cache/packages:ro" --workdir "$PWD" \
+        "${more[@]}" ${ENGINE_ARGS:-} "sieve-edge-device:$1" "${@:2}"
+}
+
+build() { # NAME TARGET [OPTION...]: in the pipeline's image
+    local code=0
+    rm -rf "${work:?}/$1"
+    ENGINE=podman NETWORK=none scripts/engine.sh build "$2" --run-dir "$work/$1" "${@:3}" >"$work/$1.out" || code=$?
+    [[ $code == 0 || $code == 4 ]] || { say "build of $1: exit $code"; exit 1; }
+    say "built $1 in the pipeline's image: exit $code"
+}
+
+validate() { # NAME ARCH TARGET [OPTION...]: the build NAME, on the device
+    local run=$work/$1-$2
+    rm -rf "$run"
+    cp -al "$work/$1" "$run"
+    rm -r "$run/validate"
+    on_device "$2" sieve_edge.cli validate --target "$3" --run-dir "$run" "${@:4}" </dev/null >"$run.out"
+    say "validated $1 on $2: $(tail -n 1 "$run.out")"
+}
+
+compare() { # NAME ARCH: the build's artifact with the logits that the export stored, as a job on standard input
+    printf '{"job": "reference", "runtime": "onnxruntime", "threads": 1, "provider": "CPUExecutionProvider", %s}' \
+        "\"folder\": \"$work/$1/export/pruned\", \"exact\": true" | on_device "$2" >"$work/$1-$2-reference.json"
+    say "compared $1 on $2: $(cat "$work/$1-$2-reference.json")"
+}
+
+main() {
+    check_tools
+    mkdir -p "$work/inputs" "$work/cache"
+    printf 'processor\t: 0\nFeatures\t: fp asimd evtstrm crc32 cpuid\nCPU implementer\t: 0x41\nCPU part\t: 0xd08\n' >"$work/cpuinfo"
+    make_bases
+    make_images
+    # The uid in the containers is not the caller's here, to show that any will do.
+    export XDG_CACHE_HOME=$PWD/$work/cache HF_HOME=$PWD/$work/cache/huggingface ENGINE=podman
+    export ENGINE_ARGS="--user $uid:$uid --no-healthcheck ${ENGINE_ARGS:-}"
+    mkdir -p "$XDG_CACHE_HOME/sieve-edge/container/packages" "$HF_HOME"
+    chown -R "$uid:$uid" "$work"
+    NETWORK=host scripts/engine.sh fetch
+    # shellcheck disable=SC2086 (a list of words)
+    podman run --rm --read-only --tmpfs /tmp --network none --volume "$PWD:$PWD:ro" --volume "$PWD/$work:$PWD/$work" \
+        --workdir "$PWD" --env PYTHONPATH="$PWD" $ENGINE_ARGS sieve-edge:cpu \
+        python -m tests.containers.make_toy "$work/inputs"
+
+    local builds=(toy)
+    rm -f "$work"/*-reference.json
+    build toy "$work/inputs/toy-cpu.yaml" "${quick[@]}"
+    validate toy amd64 "$work/inputs/toy-cpu.yaml" "${quick[@]}"
+    validate toy arm64 "$work/inputs/toy-cpu.yaml" "${quick[@]}"
+    compare toy amd64
+    compare toy arm64
+    if [[ -n ${FULL:-} ]]; then
+        builds+=(x86-cpu)
+        build x86-cpu x86-cpu
+        validate x86-cpu amd64 x86-cpu
+        compare x86-cpu amd64
+        compare x86-cpu arm64
+    fi
+    python3 docker/figures.py "$work" "$base" "$small" "${builds[@]}"
+    say "done in $SECONDS s"
+}
+
+main "$@"

@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -126,11 +126,10 @@ class SshDevice:
             python, machine = found["python_version"], found["machine"]
             site = make_site(self.target.runtime, machine, python, self.cache, self.further)
             files |= {f"{_SITE}/{name}": file for name, file in site_files(site).items()}
-        try:
+        with ExitStack() as undone:
+            undone.push(self.__exit__)
             self._send(files, found["free_bytes"])
-        except BaseException as error:
-            self.__exit__(type(error), error, None)
-            raise
+            undone.pop_all()
         return self
 
     def __exit__(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 from click.testing import CliRunner
 
 from sieve_edge.cli import cli
@@ -53,6 +54,7 @@ def render(text: str) -> str:
         "results": results,
         "search": search,
         "runtime": runtime,
+        "fixed": fixed,
         "containers": containers,
         "help": help_text,
         "files": files,
@@ -137,6 +139,30 @@ def runtime() -> str:
         if row["threads"] == 2:
             words = [str(row[name]) for name in columns[:4]]
             lines.append([*words, f"{row['kept']:.2f}", f"{row['MiB']:.0f}", *(f"{row[name]:.2f}" for name in ratios)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def fixed() -> str:
+    """Split a decode step into what grows with the file and what does not, by a line through dense and pairs.
+
+    Returns:
+        Markdown.
+    """
+    file = RESULTS / "runtime.json"
+    if not file.is_file():
+        return "Not measured yet: `python -m benchmarks.runtime`."
+    forms: dict[tuple[str, ...], list[tuple[float, float]]] = {}
+    for row in read_json(file)["rows"]:
+        if row["form"].split()[0] in ("dense", "pair"):
+            key = (row["model"], row["runtime"], row["weights"], str(row["threads"]))
+            forms.setdefault(key, []).append((row["MiB"], 1e3 / row["decode tok/s"]))
+    head = ("model", "runtime", "weights", "threads", "dense step, ms", "of it fixed, ms", "largest miss of the line")
+    lines = [head, ("---",) * len(head)]
+    for key, points in forms.items():
+        mib, step_ms = np.asarray(points).T
+        slope, intercept = np.polyfit(mib, step_ms, 1)
+        miss = np.abs(slope * mib + intercept - step_ms).max() / step_ms[0]
+        lines.append((*key, f"{step_ms[0]:.1f}", f"{intercept:.1f}", f"{miss:.0%}"))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -41,6 +41,7 @@ class GgmlGraph:
         """
         self._matrix, self._copies, self._threads = matrix, copies, threads
         self._type, self._numbers = TYPES[quantization], numbers
+        self.last: Any = None
 
     def bind(self, tokens: int) -> Callable[[], None]:
         """Make ready to compute.
@@ -91,7 +92,8 @@ class GgmlGraph:
         if self._matrix.storage != DENSE:
             hidden = base.ggml_mul_mat(context, made.pop(0), hidden)
         for weight in made:
-            base.ggml_build_forward_expand(graph, base.ggml_mul_mat(context, weight, hidden))
+            self.last = base.ggml_mul_mat(context, weight, hidden)
+            base.ggml_build_forward_expand(graph, self.last)
 
     def _fill(self, tensor: Any, width: int, rows: int, kind: int) -> None:
         data, source = self._base.ggml_get_data(tensor), np.ascontiguousarray(self._numbers[: width * rows])

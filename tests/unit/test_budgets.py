@@ -55,7 +55,7 @@ def toy_table(space):
     times = {matrix: milliseconds(matrix) for matrix in space_matrices(space)}
     dense = (space.linears * 1e-3 + 7.0, space.linears * 1e-4 + 2.0)
     counts = {timed_matrix(item, None, space.storage): len(space.specs) // 4 for item in space.specs[:4]}
-    return make_table(times, dense, counts, {"processor": "toy"}, 1, "CPUExecutionProvider", 50)
+    return make_table(times, dense, counts, {"processor": "toy"}, 1, "CPUExecutionProvider", "F32", 50)
 
 
 def uniform(space, factor):
@@ -116,7 +116,7 @@ def test_ranks_between_two_levels_are_interpolated():
         return TimedMatrix((64,), 64, rank, "pivoted_output")
 
     times = {row(8): (1.0, 0.1), row(16): (3.0, 0.2), row(24): (4.0, 0.6), TimedMatrix((64,), 64, None, DENSE): (9, 9)}
-    table = make_table(times, (10, 10), {}, {}, 1, "p", 4)
+    table = make_table(times, (10, 10), {}, {}, 1, "p", "F32", 4)
     assert table.matrix_ms(row(16)) == (3.0, 0.2)
     assert table.matrix_ms(row(12)) == pytest.approx((2.0, 0.15))
     assert table.matrix_ms(row(22)) == pytest.approx((3.75, 0.5))

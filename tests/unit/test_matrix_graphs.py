@@ -9,14 +9,14 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from sieve_edge.device.matrix_graphs import SPARE_NUMBERS, MatrixGraph
+from sieve_edge.config import BITS, BLOCK
+from sieve_edge.device.matrix_graphs import MatrixGraph
 from sieve_edge.device.ort import OrtGraph
-from sieve_edge.device.profile import machine_facts
 from sieve_edge.model.factored import FactoredLinear
 from sieve_edge.model.levels import factored_params
 
 IN, RANK = 24, 8
-NUMBERS = np.random.default_rng(0).standard_normal(4096 + SPARE_NUMBERS, dtype=np.float32)
+NUMBERS = np.random.default_rng(0).standard_normal(2**16, dtype=np.float32)
 COMPUTES = ("MatMul", "Add", "Slice", "Concat", "Split")
 
 
@@ -94,8 +94,31 @@ def test_graphs_run_at_any_length(rank, storage):
         loaded.bind(NUMBERS[: tokens * IN].reshape(1, tokens, IN))()
 
 
-def test_the_machine_is_named():
-    facts = machine_facts()
-    assert facts["processor"]
-    assert facts["cores"] >= 1
-    assert {"onnxruntime", "onnxruntime-gpu"} & set(facts)
+@pytest.mark.parametrize("quantization", BITS)
+@pytest.mark.parametrize(
+    ("rank", "storage"), [(None, "dense"), (8, "pair"), (23, "pivoted_input"), (8, "pivoted_output")]
+)
+def test_weights_in_blocks_are_multiplied_as_the_export_does(quantization, rank, storage):
+    graph = MatrixGraph(NUMBERS, quantization)
+    if rank is None:
+        graph.add_dense((16, 8), IN)
+    else:
+        graph.add_factored((16, 16), IN, rank, storage)
+    serialized = graph.serialize()
+    nodes = [node for node in onnx.load_from_string(serialized).graph.node if node.op_type.startswith("MatMul")]
+    assert {node.op_type for node in nodes} == {"MatMulNBits"}
+    assert len(nodes) == 2
+    for node in nodes:
+        facts = {item.name: item.i for item in node.attribute}
+        assert (facts["bits"], facts["block_size"]) == (BITS[quantization], BLOCK)
+    loaded = OrtGraph(serialized, threads=1)
+    for tokens in (7, 1):
+        loaded.bind(NUMBERS[: tokens * IN].reshape(1, tokens, IN))()
+
+
+def test_half_precision_is_cast_where_it_is_used():
+    graph = MatrixGraph(NUMBERS, "F16")
+    graph.add_factored((16,), IN, RANK, "pair")
+    model = onnx.load_from_string(graph.serialize())
+    assert {numpy_helper.to_array(item).dtype for item in model.graph.initializer} == {np.dtype(np.float16)}
+    OrtGraph(model.SerializeToString(), threads=1).bind(NUMBERS[: 3 * IN].reshape(1, 3, IN))()

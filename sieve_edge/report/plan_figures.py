@@ -98,7 +98,7 @@ def layers_figure(name: str, matrices: Sequence[KeptMatrix]) -> Markup:
         drawing.rect(
             x(layer) - 0.42 * width, top, 0.84 * width, y.start - top, "pruned", f"{layer}: {means[layer]:.1%}"
         )
-    marks = [(value, text) for value, text in ticks(layers[0], layers[-1], 6) if value == int(value)]
+    marks = [(value, f"{value:.0f}") for value, _ in ticks(layers[0], layers[-1], 6) if value == int(value)]
     drawing.x_axis(x, y.start, "layer", marks)
     told = ", ".join(f"{layer}: {means[layer]:.0%}" for layer in layers)
     return drawing.render(name, "Mean kept fraction by layer", told)

@@ -50,7 +50,7 @@ def front_figure(name: str, scored: Scored, plan: PruningPlan, tolerance: float)
     drawing = Drawing(_BOTTOM + 36)
     drawing.y_axis(y, _LEFT, _RIGHT, ticks(y.low, y.high))
     drawing.line(_LEFT, y(needed), _RIGHT, y(needed), "limit")
-    drawing.text(_RIGHT, y(needed) - 3, f"within the tolerance above {needed:.3f}", "end small")
+    drawing.text(_RIGHT, y(needed) - 3, f"a loss of the tolerance: {needed:.3f}", "end small")
     front = front_of(scored)
     drawing.path([(x(item["kept_linears"]), y(item["accuracy"])) for item in front], "middle pruned-line")
     for item in scored:
@@ -64,14 +64,14 @@ def front_figure(name: str, scored: Scored, plan: PruningPlan, tolerance: float)
     return drawing.render(
         name,
         "Plans scored on the selection split, by size and accuracy",
-        f"{len(scored)} scores, of which {sum(item['feasible'] for item in scored)} within the tolerance. "
+        f"{len(scored)} scores, of which {sum(item['feasible'] for item in scored)} accepted. "
         f"No plan beats: {told}. Fused: {plan.kept_linears:.1%} at {plan.accuracy:.3f}. "
         f"Dense: {plan.dense_accuracy:.3f}.",
     )
 
 
 def progress_figure(name: str, scored: Scored) -> Markup:
-    """Draw the smallest plan within the tolerance after each score.
+    """Draw the smallest plan that was accepted after each score.
 
     Args:
         name: Identifier of the figure.
@@ -93,12 +93,10 @@ def progress_figure(name: str, scored: Scored) -> Markup:
     drawing.path(places, "middle pruned-line")
     for number, item in enumerate(scored, 1):
         drawing.circle(x(number), y(item["kept_linears"]), 3, "pruned" if item["feasible"] else "refused")
-    marks = [(value, text) for value, text in ticks(0, len(scored), 6) if value == int(value)]
+    marks = [(value, f"{value:,.0f}") for value, _ in ticks(0, len(scored), 6) if value == int(value)]
     drawing.x_axis(x, 124.0, "plans scored on the selection split", marks)
     told = ", ".join(f"{value:.1%}" for value in dict.fromkeys(best))
-    return drawing.render(
-        name, "Smallest plan within the tolerance so far", f"Kept of the linears' parameters, falling: {told}."
-    )
+    return drawing.render(name, "Smallest plan accepted so far", f"Kept of the linears' parameters, falling: {told}.")
 
 
 def divergence_figure(name: str, scored: Scored, plan: PruningPlan) -> Markup:

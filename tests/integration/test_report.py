@@ -277,6 +277,15 @@ def test_texts_stay_inside_their_figures(tab, run):
     assert tab.texts_outside() == []
 
 
+def test_a_comparison_fits_a_phone(tab, run, copy, tmp_path):
+    out = tmp_path / "both.html"
+    assert command("report", run, copy, "--out", out, "--json").returncode == 0
+    heard = tab.open(out)
+    assert {item["method"] for item in heard} == {"Network.requestWillBeSent"}
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 360
+    assert tab.figures_outside() == tab.texts_outside() == []
+
+
 def test_another_matrix_can_be_chosen(tab, run):
     tab.open(run / "report.html")
     known = "[...document.querySelectorAll('#matrix option')].map(option => option.value)"

@@ -22,7 +22,7 @@ ARG JOBS=
 # hadolint ignore=DL3008,DL3015
 RUN set -eu; mkdir /wheels; \
     case $RUNTIME in onnx) exit ;; gguf) variant= ;; gguf-stock) variant=stock ;; *) echo "RUNTIME must be onnx, gguf or gguf-stock" >&2; exit 2 ;; esac; \
-    apt-get update; apt-get install -y --no-install-recommends cmake g++ gcc git; rm -rf /var/lib/apt/lists/*; \
+    apt-get update; apt-get install -y --no-install-recommends cmake g++ gcc git make; rm -rf /var/lib/apt/lists/*; \
     python3 -m venv /tmp/pip; cp "$(PYTHON=/tmp/pip/bin/python scripts/runtime.sh $variant)" /wheels/
 
 # On the platform that builds: wheels for another one are only unpacked.

@@ -178,12 +178,15 @@ def containers() -> str:
     kept = read_json(file)
     lines = [["image", "for", "MiB", "of these its base"], ["---"] * 4]
     lines += [[row["image"], row["arch"], f"{row['MiB']:.0f}", f"{row['base MiB']:.0f}"] for row in kept["images"]]
-    lines += [[], ["build", "run on", "test accuracy, in the build", "largest logit difference"], ["---"] * 4]
+    heads = ["build", "validated on", "test accuracy there, in the build", "largest logit difference"]
+    lines += [[], heads, ["---"] * 4]
     for row in kept["devices"]:
         scores = [f"{row[name]:.3f}" for name in ("test accuracy", "in the build") if name in row]
         where = f"{row['arch']}, emulated" if row["emulated"] else row["arch"]
         lines.append([row["build"], where, ", ".join(scores) or "not scored", f"{row['largest logit difference']:.1e}"])
-    return "\n".join(f"| {' | '.join(line)} |" if line else "" for line in lines)
+    tables = [f"| {' | '.join(line)} |" if line else "" for line in lines]
+    builds = [f"Build {row['build']}, {row['seconds'] / 60:.1f} minutes: `{row['command']}`." for row in kept["builds"]]
+    return "\n".join([*tables, "", *builds])
 
 
 def help_text() -> str:

@@ -12,7 +12,7 @@ FROM ${BASE_IMAGE} AS builder
 ENV PIP_NO_CACHE_DIR=1 XDG_CACHE_HOME=/cache
 WORKDIR /opt/sieve-edge
 # hadolint ignore=DL3008
-RUN apt-get update && apt-get install -y --no-install-recommends cmake g++ gcc git && rm -rf /var/lib/apt/lists/*
+RUN apt-get update && apt-get install -y --no-install-recommends cmake g++ gcc git make && rm -rf /var/lib/apt/lists/*
 # From what changes least to what changes most: the compiler's minutes are spent when llama.cpp's patch changes.
 COPY constraints.txt ./
 COPY docker/llama.cpp docker/llama.cpp

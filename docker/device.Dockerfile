@@ -22,7 +22,7 @@ ARG JOBS=
 # hadolint ignore=DL3008,DL3015
 RUN set -eu; mkdir /wheels; \
     case $RUNTIME in onnx) exit ;; gguf) variant= ;; gguf-stock) variant=stock ;; *) echo "RUNTIME must be onnx, gguf or gguf-stock" >&2; exit 2 ;; esac; \
-    apt-get update; apt-get install -y --no-install-recommends cmake g++ gcc git; rm -rf /var/lib/apt/lists/*; \
+    apt-get update; apt-get install -y --no-install-recommends cmake g++ gcc git make; rm -rf /var/lib/apt/lists/*; \
     python3 -m venv /tmp/pip; cp "$(PYTHON=/tmp/pip/bin/python scripts/runtime.sh $variant)" /wheels/
 
 # On the platform that builds: wheels for another one are only unpacked.
@@ -47,13 +47,16 @@ RUN case $TARGETARCH in \
         --python-version "$PYTHON_VERSION" --platform "linux_$machine" --platform "manylinux2014_$machine" \
         --platform "manylinux_2_27_$machine" --platform "manylinux_2_28_$machine" \
         -c constraints.txt --find-links /wheels --target /opt/sieve-edge ".[${RUNTIME%-stock}]"
-# tokenizers asks for a client of the hub, and packages carry tests and tools: nothing here imports them.
+# tokenizers asks for a client of the hub, and packages carry tests and tools: nothing here imports them. Nor is there
+# bytecode, which would start a worker sooner and take space.
 WORKDIR /opt/sieve-edge
 RUN rm -rf bin include share huggingface_hub* hf_xet* \
         onnxruntime/quantization onnxruntime/tools onnxruntime/transformers \
     && find . -depth -type d -name tests -exec rm -r {} +
 
-FROM ${RUN_IMAGE}
+# Named, since buildah would go on with the platform before.
+# hadolint ignore=DL3065
+FROM --platform=${TARGETPLATFORM} ${RUN_IMAGE}
 LABEL org.opencontainers.image.title="sieve-edge-device" \
       org.opencontainers.image.description="Scores and times on the device what sieve-edge built, without torch" \
       org.opencontainers.image.licenses="Apache-2.0"

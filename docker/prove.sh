@@ -6,8 +6,8 @@
 # 3. a pico model, built in the pipeline's image by podman through scripts/engine.sh: read-only root, no capabilities,
 #    another uid, no network
 # 4. that build, validated in the device's image on amd64, and on arm64 by emulation, in the same way
-# 5. with FULL=1, the build of the target x86-cpu and its validation on amd64; on arm64, where emulation takes hours
-#    for that, the artifact's stored inputs and logits only
+# 5. with FULL=1, the build of the target x86-cpu (FULL_ARGS are options for it) and its validation on amd64; on arm64,
+#    where emulation takes hours for that, the artifact's stored inputs and logits only
 #
 # Figures go to benchmarks/results/containers.json; the work stays in runs/containers, base images in podman's store.
 # BUILD_MOUNTS, LLAMA_CPP and JOBS as in scripts/engine.sh; LLAMA_CPP is none here by default, since it takes minutes.
@@ -21,7 +21,7 @@ readonly suite=bookworm work=runs/containers uid=10001
 readonly base=localhost/sieve-edge-base:$suite small=localhost/sieve-edge-base:$suite-small
 readonly qemu=/proc/sys/fs/binfmt_misc/qemu-aarch64
 # What Python and the wheels need, unpacked only: no package manager, no shell but dash.
-readonly packages=base-files,base-passwd,ca-certificates,coreutils,dash,libc-bin,libc6,libgomp1,libpython3.11-stdlib,libstdc++6,python3-distutils,python3-minimal
+readonly packages=base-files,base-passwd,ca-certificates,coreutils,dash,libc-bin,libc6,libgomp1,libpython3.11-stdlib,libstdc++6,python3-minimal
 readonly quick=(--set calibration_tokens=1500 --set threads=1 --set learn.fisher_prompts=64)
 
 say() { printf 'prove: %s\n' "$*" >&2; }
@@ -43,6 +43,7 @@ check_tools() {
 make_base() { # IMAGE ARCH ARGUMENT...
     if podman image exists "$1"; then return; fi
     say "base $1"
+    # shellcheck disable=SC2016 # mmdebstrap gives the hooks $1
     mmdebstrap --quiet --arch="$2" --customize-hook='rm -f "$1/etc/resolv.conf" "$1/etc/hostname"' \
         --customize-hook='mkdir -p "$1/tmp" && : >"$1/etc/pip.conf"' "${@:3}" "$suite" "$work/base.tar"
     podman import --quiet --arch "$2" "$work/base.tar" "$1"
@@ -50,9 +51,17 @@ make_base() { # IMAGE ARCH ARGUMENT...
 }
 
 make_bases() {
-    make_base "$base" amd64 --variant=minbase --include=ca-certificates,python3,python3-venv
-    make_base "$small-amd64" amd64 --variant=extract --include="$packages"
-    make_base "$small-arm64" arm64 --variant=extract --include="$packages"
+    local unpacked=(--variant=extract --include="$packages" --dpkgopt='path-exclude=/usr/share/doc/*'
+        --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*')
+    make_base "$base-amd64" amd64 --variant=minbase --include=ca-certificates,python3,python3-venv
+    make_base "$small-amd64" amd64 "${unpacked[@]}"
+    make_base "$small-arm64" arm64 "${unpacked[@]}"
+    if ! podman manifest exists "$base"; then
+        # Under one name for both platforms, as public images are. For ONNX nothing is built on arm64, so small will do.
+        podman manifest create "$base"
+        podman manifest add "$base" "containers-storage:$base-amd64"
+        podman manifest add "$base" "containers-storage:$small-arm64"
+    fi
 }
 
 make_images() {
@@ -71,7 +80,7 @@ on_device() { # ARCH COMMAND...: in the device's image, which gets standard inpu
         # ONNX Runtime reads the processor's features there, and would see the machine's own.
         more=(--platform linux/arm64 --env QEMU_CPU=cortex-a72 --volume "$PWD/$work/cpuinfo:/proc/cpuinfo:ro")
     fi
-    # shellcheck disable=SC2086 (a list of words)
+    # shellcheck disable=SC2086 # a list of words
     podman run --interactive --init --rm --no-healthcheck --network none --read-only --tmpfs /tmp --cap-drop all \
         --security-opt no-new-privileges --user "$uid:$uid" --volume "$PWD/$work:$PWD/$work" \
         --volume "$PWD/$work/cache/sieve-edge/container/packages:/cache/packages:ro" --workdir "$PWD" \
@@ -113,7 +122,7 @@ main() {
     mkdir -p "$XDG_CACHE_HOME/sieve-edge/container/packages" "$HF_HOME"
     chown -R "$uid:$uid" "$work"
     NETWORK=host scripts/engine.sh fetch
-    # shellcheck disable=SC2086 (a list of words)
+    # shellcheck disable=SC2086 # a list of words
     podman run --rm --read-only --tmpfs /tmp --network none --volume "$PWD:$PWD:ro" --volume "$PWD/$work:$PWD/$work" \
         --workdir "$PWD" --env PYTHONPATH="$PWD" $ENGINE_ARGS sieve-edge:cpu \
         python -m tests.containers.make_toy "$work/inputs"
@@ -127,12 +136,14 @@ main() {
     compare toy arm64
     if [[ -n ${FULL:-} ]]; then
         builds+=(x86-cpu)
-        build x86-cpu x86-cpu
-        validate x86-cpu amd64 x86-cpu
+        # shellcheck disable=SC2086 # a list of words
+        build x86-cpu x86-cpu ${FULL_ARGS:-}
+        # shellcheck disable=SC2086 # a list of words
+        validate x86-cpu amd64 x86-cpu ${FULL_ARGS:-}
         compare x86-cpu amd64
         compare x86-cpu arm64
     fi
-    python3 docker/figures.py "$work" "$base" "$small" "${builds[@]}"
+    python3 docker/figures.py "$work" "$base-amd64" "$small" "${builds[@]}"
     say "done in $SECONDS s"
 }
 

@@ -56,7 +56,7 @@ find_obstacle() { # ENGINE: sets reason to why it cannot run the pipeline's imag
     local made_of told
     find_fault "$1"
     if [[ -n $reason ]]; then return; fi
-    # shellcheck disable=SC2046 (no argument, or one)
+    # shellcheck disable=SC2046 # no argument, or one
     if ! made_of=$("$1" image inspect --format "{{index .Config.Labels \"$label\"}}" "$image" 2>/dev/null); then
         reason="$1 has no image $image, 'make image' makes it"
     elif [[ $made_of != "$(sources)" ]]; then
@@ -109,7 +109,7 @@ prepare() { # sets run and network to the command and the network that a contain
         if [[ $(id -u) != 0 ]]; then run+=(--userns keep-id); fi
     fi
     if [[ -n ${MODELS:-} ]]; then run+=(--volume "$(realpath "$MODELS"):$(realpath "$MODELS"):ro"); fi
-    # shellcheck disable=SC2206,SC2207 (lists of words)
+    # shellcheck disable=SC2206,SC2207 # lists of words
     run+=($(gpu_argument "$engine") ${ENGINE_ARGS:-})
     if [[ -n ${NETWORK:-} ]]; then network=(--network "$NETWORK"); fi
     say "$engine, image $image"
@@ -130,7 +130,7 @@ build_in_container() { # TARGET [OPTION...]
 
 make_image() { # FILE TAG [ARGUMENT...]
     local builder mount name options=()
-    # shellcheck disable=SC2206 (a list of words)
+    # shellcheck disable=SC2206 # a list of words
     builder=(${BUILDER:-$engine build})
     # HEALTHCHECK is no part of podman's own format.
     if [[ ${builder[0]} != docker ]]; then options+=(--format docker); fi
@@ -143,6 +143,8 @@ make_image() { # FILE TAG [ARGUMENT...]
 }
 
 make_images() { # [build|device]
+    local host
+    case $(uname -m) in aarch64 | arm64) host=linux/arm64 ;; *) host=linux/amd64 ;; esac
     if [[ -z ${BUILDER:-} ]]; then
         choose find_fault
         if [[ $engine == local ]]; then fail 5 "no image without docker or podman: $reason"; fi
@@ -153,8 +155,9 @@ make_images() { # [build|device]
     if [[ ${1:-device} == device && $runtime == onnx-gpu ]]; then
         say "no device image: docker/device.Dockerfile has no runtime for CUDA"
     elif [[ ${1:-device} == device ]]; then
+        # docker knows the platform that it builds on; buildah, and so podman, has to be told.
         make_image docker/device.Dockerfile "$device_image" --build-arg "RUNTIME=$runtime" \
-            ${PLATFORM:+--platform "$PLATFORM"}
+            --build-arg "BUILDPLATFORM=$host" --platform "${PLATFORM:-$host}"
     fi
 }
 

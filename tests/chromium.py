@@ -16,6 +16,10 @@ _TOLD = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded"
 _REACHED = "a[href], select, summary, [tabindex='0']"
 _FOCUSABLE = f'[...document.querySelectorAll("{_REACHED}")].filter(each => each.checkVisibility())'
 
+NO_CHROMIUM = (
+    "no Chromium: none of chromium, chromium-browser and google-chrome is installed (apt-get install chromium)"
+)
+
 
 def find_chromium():
     """Path of a Chromium, or None."""

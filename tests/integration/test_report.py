@@ -12,17 +12,14 @@ import yaml
 from safetensors import safe_open
 
 from sieve_edge.artifacts import read_manifest, read_plan, verify
-from sieve_edge.files import digest, read_json, read_jsonl, write_json
+from sieve_edge.files import read_json, read_jsonl, write_json
 from sieve_edge.report.kept import read_kept
 from sieve_edge.report.search_figures import front_of
-from tests.chromium import find_chromium, open_tab
+from tests.chromium import NO_CHROMIUM, find_chromium, open_tab
 from tests.command import ENVIRONMENT, command, last_json
-from tests.markup import check_page
+from tests.markup import check_page, forget
 
 SECTIONS = ("verdict", "stages", "accuracy", "time", "size", "kept", "search", "errors", "differences", "run")
-NO_CHROMIUM = (
-    "no Chromium: none of chromium, chromium-browser and google-chrome is installed (apt-get install chromium)"
-)
 
 
 @pytest.fixture(scope="module")
@@ -57,16 +54,6 @@ def tab():
         pytest.skip(NO_CHROMIUM)
     with open_tab() as opened:
         yield opened
-
-
-def forget(folder, verb, name):
-    """Make a stage's artifact that of an earlier version, which did not write a file."""
-    file = folder / verb / "manifest.json"
-    manifest = read_json(file)
-    del manifest["outputs"][name]
-    write_json(file, manifest)
-    (folder / verb / name).unlink()
-    return digest(manifest["outputs"])
 
 
 def test_the_page_has_every_section_and_starts_with_the_verdict(page, run):

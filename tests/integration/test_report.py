@@ -29,9 +29,11 @@ def run(pico, toy_task, toy_target, tmp_path_factory):
     model = shutil.copytree(pico("llama"), root / "model")
     (model / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A pico model\n")
     folder = root / "runs" / "pico"
-    options = ("--target", toy_target, "--task", toy_task, "--model", model, "--run-dir", folder)
     quick = ("calibration_tokens=1500", "threads=1", "learn.fisher_prompts=64", "search.front=true")
-    done = command("build", *options, *[word for item in quick for word in ("--set", item)])
+    settings = [word for item in quick for word in ("--set", item)]
+    done = command(
+        "build", "--target", toy_target, "--task", toy_task, "--model", model, "--run-dir", folder, *settings
+    )
     assert done.returncode in (0, 4), done.stderr
     assert last_json(done)["page"] == str(folder / "report.html")
     return folder
@@ -235,11 +237,10 @@ def test_neither_torch_nor_transformers_is_imported(run, tmp_path):
         from sieve_edge.report.card import write_card
         from sieve_edge.report.compare import report_page
         from sieve_edge.report.record import RunRecord
-        record = RunRecord.read(Path(sys.argv[1]))
-        assert report_page([record])
+        assert report_page([RunRecord.read(Path(sys.argv[1]))])
         print(sorted({"torch", "transformers", "matplotlib"} & set(sys.modules)))
     """
-    words = [sys.executable, "-c", textwrap.dedent(script), str(run)]
+    words = [sys.executable, "-c", textwrap.dedent(script), run]
     done = subprocess.run(words, capture_output=True, text=True, check=False, env=ENVIRONMENT)
     assert done.stdout == "[]\n", done.stderr
 

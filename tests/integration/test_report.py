@@ -15,7 +15,6 @@ from sieve_edge.artifacts import read_manifest, read_plan, verify
 from sieve_edge.files import read_json, read_jsonl, write_json
 from sieve_edge.report.kept import read_kept
 from sieve_edge.report.search_figures import front_of
-from tests.chromium import NO_CHROMIUM, find_chromium, open_tab
 from tests.command import ENVIRONMENT, command, last_json
 from tests.markup import check_page, forget
 
@@ -48,14 +47,6 @@ def copy(run, tmp_path):
 @pytest.fixture(scope="module")
 def page(run):
     return check_page((run / "report.html").read_text(encoding="utf-8"))
-
-
-@pytest.fixture(scope="module")
-def tab():
-    if find_chromium() is None:
-        pytest.skip(NO_CHROMIUM)
-    with open_tab() as opened:
-        yield opened
 
 
 def test_the_page_has_every_section_and_starts_with_the_verdict(page, run):

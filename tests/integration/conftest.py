@@ -1,0 +1,14 @@
+"""Fixtures that tests of what a build leaves behind share."""
+
+import pytest
+
+from tests.chromium import NO_CHROMIUM, find_chromium, open_tab
+
+
+@pytest.fixture(scope="module")
+def tab():
+    """A tab of headless Chromium."""
+    if find_chromium() is None:
+        pytest.skip(NO_CHROMIUM)
+    with open_tab() as opened:
+        yield opened

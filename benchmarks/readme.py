@@ -143,7 +143,7 @@ def runtime() -> str:
 
 
 def fixed() -> str:
-    """Split a decode step into what grows with the file and what does not, by a line through dense and pairs.
+    """Split times into what grows with bytes or multiplications and what does not, by lines through dense and pairs.
 
     Returns:
         Markdown.
@@ -151,18 +151,29 @@ def fixed() -> str:
     file = RESULTS / "runtime.json"
     if not file.is_file():
         return "Not measured yet: `python -m benchmarks.runtime`."
-    forms: dict[tuple[str, ...], list[tuple[float, float]]] = {}
+    forms: dict[tuple[str, ...], list[tuple[float, ...]]] = {}
     for row in read_json(file)["rows"]:
         if row["form"].split()[0] in ("dense", "pair"):
             key = (row["model"], row["runtime"], row["weights"], str(row["threads"]))
-            forms.setdefault(key, []).append((row["MiB"], 1e3 / row["decode tok/s"]))
-    head = ("model", "runtime", "weights", "threads", "dense step, ms", "of it fixed, ms", "largest miss of the line")
+            decode = (row["MiB"], 1e3 / row["decode tok/s"])
+            forms.setdefault(key, []).append((*decode, 1.0 / row["prompt bound"], 1e3 / row["prompt tok/s"]))
+    kinds = ("dense decode step, ms", "prompt, ms a token")
+    head: tuple[str, ...] = (
+        "model",
+        "runtime",
+        "weights",
+        "threads",
+        *(f"{kind}{more}" for kind in kinds for more in ("", ": fixed")),
+    )
     lines = [head, ("---",) * len(head)]
     for key, points in forms.items():
-        mib, step_ms = np.asarray(points).T
-        slope, intercept = np.polyfit(mib, step_ms, 1)
-        miss = np.abs(slope * mib + intercept - step_ms).max() / step_ms[0]
-        lines.append((*key, f"{step_ms[0]:.1f}", f"{intercept:.1f}", f"{miss:.0%}"))
+        mib, step_ms, multiplications, token_ms = np.asarray(points).T
+        cells = []
+        for size, spent_ms in ((mib, step_ms), (multiplications, token_ms)):
+            slope, fixed_ms = np.polyfit(size, spent_ms, 1)
+            miss = np.abs(slope * size + fixed_ms - spent_ms).max()
+            cells += [f"{spent_ms[0]:.1f}", f"{fixed_ms:.1f} (line within {miss:.1f})"]
+        lines.append((*key, *cells))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -166,14 +166,14 @@ def fixed() -> str:
         *(f"{kind}{more}" for kind in kinds for more in ("", ": fixed")),
     )
     lines = [head, ("---",) * len(head)]
-    for key, points in forms.items():
+    for measured, points in forms.items():
         mib, step_ms, multiplications, token_ms = np.asarray(points).T
         cells = []
         for size, spent_ms in ((mib, step_ms), (multiplications, token_ms)):
             slope, fixed_ms = np.polyfit(size, spent_ms, 1)
             miss = np.abs(slope * size + fixed_ms - spent_ms).max()
             cells += [f"{spent_ms[0]:.1f}", f"{fixed_ms:.1f} (line within {miss:.1f})"]
-        lines.append((*key, *cells))
+        lines.append((*measured, *cells))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -21,7 +21,6 @@ from sieve_edge.errors import SieveError
 from sieve_edge.resolve import load_target, load_task, package_file, shipped_targets
 
 _MIB = 2**20
-_RUNTIME_EXTRAS = {"CPUExecutionProvider": "onnx", "CUDAExecutionProvider": "onnx-gpu"}
 _EXTRA_REQUIREMENT = re.compile(r"""^(?P<package>[\w.-]+).*;.*\bextra == ["'](?P<extra>[\w-]+)["']""")
 _GPU_SECONDS = 20
 
@@ -90,7 +89,9 @@ def _gpus() -> list[str]:
 
 def _missing(target: Target, extras: dict[str, dict[str, str | None]], gpus: list[str]) -> dict[str, str]:
     missing = {}
-    runtime = "gguf" if target.format == "gguf" else _RUNTIME_EXTRAS[target.execution_provider]
+    # An accelerator is needed where this machine is the device; elsewhere its processor stands in.
+    here = target.connection == "local" and target.accelerated
+    runtime = "gguf" if target.format == "gguf" else "onnx-gpu" if here else "onnx"
     for extra in ("torch", runtime):
         lacking = [package for package, version in extras.get(extra, {}).items() if version is None]
         if lacking:

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from sieve_edge.config import Target
+from sieve_edge.config import BITS, Target
 from sieve_edge.device.inspect import inspect_path
 from sieve_edge.device.ort import OrtTextModel
 from sieve_edge.device.reference import DRIFT
 from sieve_edge.errors import ConfigError
 from sieve_edge.export import export
 from sieve_edge.files import read_json
-from sieve_edge.model.blocks import BITS, Blocks, restore
+from sieve_edge.model.blocks import Blocks, restore
 from sieve_edge.model.flat import TorchTextModel
 from sieve_edge.model.matrices import count_params
 from sieve_edge.progress import Progress

@@ -99,11 +99,14 @@ def test_inspect_says_what_was_built(built):
 
 def test_what_a_gguf_target_cannot_have_is_refused_before_anything_expensive(built, tmp_path):
     _, options, _ = built
-    done = command("build", *options, "--set", "search.allow_skip=true", "--set", "search.max_time_per_answer_ms=5")
+    known = yaml.safe_load(options[1].read_text(encoding="utf-8"))
+    (tmp_path / "mixed.yaml").write_text(json.dumps(known | {"quantization": "Q4_K_M"}), encoding="utf-8")
+    wanted = ("--set", "search.allow_skip=true", "--set", "search.max_time_per_answer_ms=5")
+    done = command("build", options[0], tmp_path / "mixed.yaml", *options[2:], *wanted)
     assert done.returncode == 3
     assert "search.allow_skip" in done.stderr
-    assert "there is no time table for format gguf" in done.stderr
-    target = yaml.safe_load(options[1].read_text(encoding="utf-8")) | {"storage": "pivoted", "runtime": "onnxruntime"}
+    assert "there is no time table for storage pair and Q4_K_M weights of format gguf" in done.stderr
+    target = known | {"storage": "pivoted", "runtime": "onnxruntime"}
     (tmp_path / "bad.yaml").write_text(json.dumps(target), encoding="utf-8")
     done = command("build", "--target", tmp_path / "bad.yaml")
     assert done.returncode == 3

@@ -31,7 +31,7 @@ from sieve_edge.model.load import load_tokenizer, shared_copy
 from sieve_edge.pipeline import build
 from sieve_edge.progress import Progress
 from sieve_edge.quantize import quantize
-from sieve_edge.resolve import load_recipe, load_target, settings_json
+from sieve_edge.resolve import check_build, load_recipe, load_target, settings_json
 from sieve_edge.run import Run
 from sieve_edge.tune import Scorer, tune_model
 from sieve_edge.vocabulary import smaller_vocabulary
@@ -110,8 +110,10 @@ def _run(demo: Demo, format_: str, arguments: Namespace) -> Run:
     if arguments.quick:
         task = task.model_copy(update={"splits": task.splits.model_copy(update=QUICK_SPLITS)})
         settings += QUICK_SETTINGS
+    recipe = load_recipe(settings)
+    check_build(target, recipe)
     root = Path("runs") / f"benchmark-waterfall{'-quick' if arguments.quick else ''}-{format_}"
-    return Run(demo.loaded.source, task, target, load_recipe(settings), root, Progress())
+    return Run(demo.loaded.source, task, target, recipe, root, Progress())
 
 
 def _steps(run: Run, format_: str) -> Iterator[Step]:

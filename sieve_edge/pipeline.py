@@ -4,7 +4,7 @@ import os
 import resource
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -44,16 +44,20 @@ def build(run: Run, until: str) -> dict[str, Manifest]:
     verbs = [stage.verb for stage in STAGES]
     wanted = STAGES[: verbs.index(until) + 1]
     inputs = {"model": run.source.sha256(), "splits": digest(splits_sha256(run.splits))}
+    with run.progress.kept_in(run.root):
+        return _run_stages(run, wanted, inputs)
+
+
+def _run_stages(run: Run, wanted: Sequence[Stage], inputs: Mapping[str, str]) -> dict[str, Manifest]:
     manifests: dict[str, Manifest] = {}
     for number, stage in enumerate(wanted, 1):
         mine = {**inputs, **{verb: digest(manifests[verb].outputs) for verb in stage.reads}}
         settings = stage_settings(stage.verb, run)
         key = digest([stage.verb, stage.schema, mine, settings, run.recipe.seed])
         place = _place(run, stage, key)
-        if is_current(place, key):
-            run.progress.say(f"[{number}/{len(wanted)}] {stage.verb}: up to date")
-        else:
-            run.progress.say(f"[{number}/{len(wanted)}] {stage.verb}: {stage.writes}")
+        current = is_current(place, key)
+        run.progress.stage(number, len(wanted), stage.verb, stage.writes, current)
+        if not current:
             for verb in stage.reads:
                 verify(run.folder(verb))
             _run_stage(run, stage, key, mine, settings, place, STAGE_FUNCTIONS[stage.verb])
@@ -79,7 +83,7 @@ def _run_stage(
             metrics, fallbacks = function(run, work)
         peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         for fallback in fallbacks:
-            run.progress.say(f"  fallback: {fallback}")
+            run.progress.warn(f"  fallback: {fallback}")
         manifest = Manifest(
             stage=stage.verb,
             key=key,
@@ -93,7 +97,7 @@ def _run_stage(
             fallbacks=fallbacks,
         )
         write_manifest(work, manifest)
-        run.progress.say(f"  {stage.verb} took {manifest.seconds:.0f} s")
+        run.progress.stage_done(stage.verb, manifest.seconds)
     old = place.with_name(f".{place.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if place.exists():

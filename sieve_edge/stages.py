@@ -35,7 +35,7 @@ def _calibrate(run: Run, out: Path) -> Result:
     cut = cut_fractions(run.splits)
     if any(cut.values()):
         told = ", ".join(f"{share:.0%} of {split}" for split, share in cut.items())
-        run.progress.say(f"  texts cut to max_words: {told}")
+        run.progress.warn(f"  texts cut to max_words: {told}")
     return {**metrics, "cut": cut, **_judged(run)}, ()
 
 

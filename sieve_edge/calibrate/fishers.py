@@ -65,7 +65,7 @@ def gather_fishers(
     batches = _batches([len(prompt) for prompt in prompts], shared)
     whole = sum(len(rows) for skipped, rows in batches if skipped == 0)
     checkpoint = Checkpoint(state)
-    with progress.task("gather Fisher matrices", len(prompts), "prompts") as advance:
+    with progress.task("gather Fisher matrices", sum(map(len, prompts)), "tokens") as advance:
         for index, (skipped, rows) in enumerate(batches):
             if index >= start:
                 generator = torch.Generator().manual_seed(recipe.seed * 100_003 + index)
@@ -81,7 +81,7 @@ def gather_fishers(
                 moments.add_scalar(FISHER_PROMPTS, torch.tensor(len(rows)))
                 moments.add_scalar(FISHER_TOKENS, torch.tensor(sum(len(prompts[row]) for row in rows)))
                 checkpoint.offer(moments.sums, {"grams": DONE, "fishers": str(index + 1)})
-            advance(len(rows))
+            advance(sum(len(prompts[row]) for row in rows))
     return len(prompts)
 
 

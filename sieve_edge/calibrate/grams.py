@@ -70,12 +70,12 @@ def gather_grams(
     # A pass that goes on has counted the prefix already.
     past = gather_prefix(loaded, sides, moments, prefix, len(prompts) if start == 0 else 0, recipe.device)
     checkpoint = Checkpoint(state)
-    with progress.task("gather Gram matrices", len(prompts), "prompts") as advance:
+    with progress.task("gather Gram matrices", sum(map(len, prompts)), "tokens") as advance:
         for index, batch in enumerate(batches):
             if index >= start:
                 run_with_answers(loaded, sides, moments, past, batch, task.max_new_tokens, ended, recipe.device)
                 checkpoint.offer(moments.sums, {"grams": str(index + 1)})
-            advance(len(batch))
+            advance(sum(len(prefix) + len(tail) for tail in batch))
 
 
 @torch.inference_mode()

@@ -12,6 +12,7 @@ from sieve_edge.cli.inspect import inspect
 from sieve_edge.cli.report import card, report
 from sieve_edge.cli.serve import evaluate, serve
 from sieve_edge.cli.stages import build, profile, stage_commands
+from sieve_edge.cli.status import status, tell_error
 from sieve_edge.cli.targets import targets
 from sieve_edge.cli.tasks import tasks
 from sieve_edge.errors import EnvironmentMissing, SieveError
@@ -39,20 +40,20 @@ class SieveGroup(click.Group):
         try:
             return super().invoke(ctx)
         except SieveError as error:
-            click.echo(f"error: {error}", err=True)
+            tell_error(ctx, str(error))
             ctx.exit(error.exit_code)
         except ModuleNotFoundError as error:
             if error.name not in BUILDERS:
                 raise
-            click.echo(
-                f"error: {error.name} is not installed, and only validate runs without it, on a build whose other "
-                "stages are up to date: same target but for its limits, model, task and settings; else run: "
-                "pip install 'sieve-edge[torch]'",
-                err=True,
+            tell_error(
+                ctx,
+                f"{error.name} is not installed, and only validate runs without it, on a build whose other stages are "
+                "up to date: same target but for its limits, model, task and settings; else run: pip install "
+                "'sieve-edge[torch]'",
             )
             ctx.exit(EnvironmentMissing.exit_code)
         except KeyboardInterrupt:
-            click.echo("interrupted: finished work is kept, and the same command goes on from there", err=True)
+            tell_error(ctx, "finished work is kept, and the same command goes on from there", "interrupted")
             ctx.exit(INTERRUPTED)
 
 
@@ -64,7 +65,7 @@ def cli() -> None:
 
 for command in (
     *(build, *stage_commands(), bundle, card, doctor, evaluate),
-    *(inspect, profile, report, serve, targets, tasks),
+    *(inspect, profile, report, serve, status, targets, tasks),
 ):
     cli.add_command(command)
 

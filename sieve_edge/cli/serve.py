@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sieve_edge.cli.status import shown
 from sieve_edge.errors import ArtifactError
 
 if TYPE_CHECKING:
     from sieve_edge.device.replies import Served
+    from sieve_edge.progress_views import Show
 
 CONTEXT_TOKENS = 4096
 
@@ -100,6 +102,7 @@ def open_served(run: Path, model: str, threads: int | None, context_tokens: int,
 @click.option("--top", type=click.IntRange(1, 20), default=20, show_default=True, help="Log-probabilities asked for.")
 @click.option("--concurrency", type=click.IntRange(min=1), default=4, show_default=True, help="Calls at a time.")
 @click.option("--api-key-env", metavar="NAME", help="Environment variable with the key; default: none is sent.")
+@shown
 def evaluate(
     endpoint: str,
     task: str,
@@ -110,6 +113,7 @@ def evaluate(
     top: int,
     concurrency: int,
     api_key_env: str | None,
+    show: "Show",
 ) -> None:
     """Score any OpenAI-compatible server on a task.
 
@@ -133,6 +137,6 @@ def evaluate(
         kept = Path("runs") / "shared" / "verdicts.sqlite"
         judge = OpenAIJudge(the_task.judge or JudgeSettings(), kept, f"evaluate {endpoint}")
     server = Endpoint(endpoint, model, api_key_env, concurrency, top)
-    with Progress().task("ask", len(examples), "prompts") as advance:
+    with Progress(show).task("ask", len(examples), "prompts") as advance:
         facts = evaluate_endpoint(server, the_task, examples, judge, advance)
     click.echo(json.dumps({**facts, "task": the_task.name, "split": split}))

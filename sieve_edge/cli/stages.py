@@ -4,15 +4,14 @@ import json
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from sieve_edge import STAGES
 from sieve_edge.cli.merged import check_merged, write_merged
+from sieve_edge.cli.status import shown
 from sieve_edge.errors import LimitMissed
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 _OPTIONS = (
     click.option("--target", required=True, metavar="NAME_OR_YAML", help="Device: a shipped name or a YAML file."),
@@ -54,10 +53,10 @@ _REQUIRE_DEVICE = click.option(
 )
 
 
-def _with_options(function: Command) -> Command:
+def _with_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_OPTIONS):
         function = option(function)
-    return function
+    return shown(function)
 
 
 @click.command()
@@ -86,7 +85,7 @@ def _demand(result: Mapping[str, Any], run: Any, device: bool) -> None:
     kept = f"the artifact and its report are kept in {run.root}"
     open_, missed = told(result["checks"], None), told(result["checks"], False)
     if open_:
-        run.progress.say(f"not verified, since target {run.target.name} has no connection to its device: {open_}")
+        run.progress.warn(f"not verified, since target {run.target.name} has no connection to its device: {open_}")
     if missed:
         raise LimitMissed(f"{run.target.name}: {missed}; {kept}")
     if device and result["validated_on"] != "device":
@@ -150,6 +149,7 @@ def _make_run(
     run_dir: Path | None,
     plan: int | None,
     settings: tuple[str, ...],
+    show: Any,
     merged: bool = False,
     **compute: Any,
 ) -> Any:
@@ -167,7 +167,7 @@ def _make_run(
     check_build(the_target, recipe)
     source = find_model(model or the_target.model)
     root = run_dir or Path("runs") / f"{source.name}-{the_task.name}-{the_target.name}"
-    return Run(source, the_task, the_target, recipe, root, Progress(), plan, the_compute)
+    return Run(source, the_task, the_target, recipe, root, Progress(show), plan, the_compute)
 
 
 def _compute(device: str, executor: str, ray_address: str | None, workers: int | None, num_gpus: float | None) -> Any:

@@ -1,7 +1,7 @@
 """Stage: the smallest plan that keeps the task's score within the tolerance, among those scored."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from sieve_edge.model.bank import ProjectionBank
 from sieve_edge.model.levels import Ranks, ranks_at
 from sieve_edge.progress import Progress
 from sieve_edge.recipe import Recipe
-from sieve_edge.search.budgets import Budget
-from sieve_edge.search.candidates import Candidates
+from sieve_edge.search.budgets import Budget, first_exceeded
+from sieve_edge.search.candidates import Candidates, Scored
 from sieve_edge.search.genetic import evolve
 from sieve_edge.search.guided import guide
 from sieve_edge.search.result import bottlenecks, choose, front, scored
@@ -59,17 +59,19 @@ def search(
     _tell_levels(space, progress)
     progress.say(f"  {wanted.strategy}: dense {dense_accuracy:.4f}; a plan needs {needed:.4f} on the selection split")
     rng = np.random.default_rng(recipe.seed)
-    if wanted.strategy == "uniform":
-        _uniform(space, bank, candidates, target, recipe)
-    elif wanted.strategy == "genetic":
-        evolve(space, candidates, budgets, needed, wanted.genetic, rng, out / "generations.jsonl")
-    else:
-        guide(space, bank, candidates, budgets, wanted.guided, wanted.refit, rng, progress)
     dense: Ranks = dict.fromkeys((spec.name for spec in space.specs), None)
-    chosen = choose(candidates, budgets, dense)
-    if chosen is not None and wanted.refit and chosen.rung != "refit":
-        candidates.verdicts([chosen.ranks], "refit", give_up=False)
+    with progress.task("search", foreseen_plans(recipe), "plans (an estimate)") as advance:
+        candidates.on_scored = _teller(space, budgets, progress, advance)
+        if wanted.strategy == "uniform":
+            _uniform(space, bank, candidates, target, recipe)
+        elif wanted.strategy == "genetic":
+            evolve(space, candidates, budgets, needed, wanted.genetic, rng, out / "generations.jsonl")
+        else:
+            guide(space, bank, candidates, budgets, wanted.guided, wanted.refit, rng, progress)
         chosen = choose(candidates, budgets, dense)
+        if chosen is not None and wanted.refit and chosen.rung != "refit":
+            candidates.verdicts([chosen.ranks], "refit", give_up=False)
+            chosen = choose(candidates, budgets, dense)
     ranks = dense if chosen is None else chosen.ranks
     kept = candidates.kept(ranks)
     plan = PruningPlan(
@@ -115,6 +117,23 @@ def foreseen_plans(recipe: Recipe) -> int:
     if wanted.strategy == "uniform":
         return math.ceil(math.log2(len(recipe.grid) + 1)) + math.ceil(math.log2(1.0 / wanted.resolution)) + 1
     return math.ceil(math.log2(1.0 / wanted.guided.ladder_step)) + wanted.guided.last_rungs
+
+
+def _teller(
+    space: SearchSpace, budgets: Sequence[Budget], progress: Progress, advance: Callable[[int], None]
+) -> Callable[[Scored], None]:
+    """Make what shows how far the search is, and the smallest plan so far that meets everything."""
+    best = 1.0
+
+    def tell(scored: Scored) -> None:
+        nonlocal best
+        advance(1)
+        smaller = scored.verdict.feasible and scored.kept_linears < best
+        if smaller and first_exceeded(space.specs, budgets, scored.ranks) is None:
+            best = scored.kept_linears
+            progress.best(plan_id(scored.ranks), best, scored.verdict.accuracy, scored.verdict.loss)
+
+    return tell
 
 
 def _uniform(space: SearchSpace, bank: ProjectionBank, candidates: Candidates, target: Target, recipe: Recipe) -> None:

@@ -1,6 +1,6 @@
 """Candidates as the strategies see them: scored on the rung asked for, each once, with a verdict."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ class Candidates:
     Attributes:
         tokens: Tokens forwarded for all that was asked so far, as from an empty cache.
         scored: Verdicts so far, by plan id and rung.
+        on_scored: Told of every verdict.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Candidates:
         self._progress = progress
         self.tokens = 0.0
         self.scored: dict[tuple[str, str], Scored] = {}
+        self.on_scored: Callable[[Scored], None] = lambda _: None
         self._asked: set[tuple[str, str]] = set()
 
     def kept(self, ranks: Ranks) -> float:
@@ -123,14 +125,14 @@ class Candidates:
         for ranks, record in zip(plans, self._records(plans, rung, stop), strict=True):
             verdict = self._reference.judge(record["answers"], rule)
             verdicts.append(verdict)
-            self.scored[plan_id(ranks), rung] = Scored(
-                dict(ranks), rung, self.kept(ranks), self._complete(record), verdict
-            )
+            scored = Scored(dict(ranks), rung, self.kept(ranks), self._complete(record), verdict)
+            self.scored[plan_id(ranks), rung] = scored
             after = " after refit" if rung == "refit" else ""
             self._progress.say(
                 f"  plan {plan_id(ranks)} keeps {self.kept(ranks):.3f}: {verdict.accuracy:.4f}{after}, "
                 f"loss {verdict.loss:.2%}, {verdict.word}"
             )
+            self.on_scored(scored)
         return verdicts
 
     @property

@@ -34,7 +34,7 @@ class History:
         for file, records in ((cache, self._cached), (log, self.records)):
             found, torn = read_jsonl(file)
             if torn:
-                progress.say(f"  {file.name}: the last line was torn and is dropped; its candidate is scored again")
+                progress.warn(f"  {file.name}: the last line was torn and is dropped; its candidate is scored again")
             for record in found:
                 records[record["plan"], record["rung"]] = record
 

@@ -174,7 +174,7 @@ class RayExecutor:
         self._in_a_row += 1
         if self._in_a_row > _LOSSES_PER_WORKER * self.count:
             raise SieveError(f"Ray workers are lost again and again, the last one because: {_last_line(error)}")
-        self._progress.say(
+        self._progress.warn(
             f"  ray: lost a worker ({_last_line(error)}); its work is done again, and another one starts"
         )
         with suppress(Exception):  # it may be gone already, in more than one way

@@ -81,7 +81,7 @@ def tune(
         scores["dense_tuned"], _ = scorer.scores(dense, "tuned dense")
     lost = relative_loss(after["transfer"], before["transfer"])
     if lost > recipe.tolerance:
-        progress.say(f"  tuning loses {lost:.2%} on the transfer set, tolerance {recipe.tolerance:.2%}")
+        progress.warn(f"  tuning loses {lost:.2%} on the transfer set, tolerance {recipe.tolerance:.2%}")
     kept = KEPT if keeps(before, after, log["best_step"], recipe.tolerance, wanted.keep) else "untuned"
     progress.say(f"  kept: the {kept} factors")
     if kept == KEPT:

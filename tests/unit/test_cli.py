@@ -11,7 +11,7 @@ from sieve_edge.cli import cli
 HEAVY = ("torch", "transformers", "matplotlib", "onnx", "gguf", "safetensors", "huggingface_hub")
 
 
-@pytest.mark.parametrize("words", [["--help"], ["report", "--help"], ["card", "--help"]])
+@pytest.mark.parametrize("words", [["--help"], ["report", "--help"], ["card", "--help"], ["status", "--help"]])
 def test_help_imports_nothing_heavy(words):
     code = (
         "import sys\nfrom sieve_edge.cli import cli\n"

@@ -141,7 +141,7 @@ def _tune(run: Run, out: Path) -> Result:
 
     checkpoint = run.folder("fuse")
     fused = load_checkpoint(checkpoint, run.recipe.device)
-    return tune(run.loaded, fused, checkpoint, run.examiner, run.splits, run.recipe, out, run.progress), ()
+    return tune(run.loaded, fused, checkpoint, run.examiner, run.splits, run.recipe, out, run.progress)
 
 
 def _vocabulary(run: Run, out: Path) -> Result:

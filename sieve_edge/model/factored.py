@@ -149,10 +149,18 @@ class FactoredLinear(StackLeader):
         """
         if self.rank == 0:
             return hidden_BTI.new_zeros(*hidden_BTI.shape[:-1], sum(self.part_features))
-        output_BTO = self._expand(self._project(hidden_BTI))
+        output_BTO = self.expand(self.project(hidden_BTI))
         return output_BTO if self.bias is None else output_BTO + self.bias
 
-    def _project(self, hidden_BTI: Tensor) -> Tensor:
+    def project(self, hidden_BTI: Tensor) -> Tensor:
+        """Multiply by the first factor.
+
+        Args:
+            hidden_BTI: Input, (..., I).
+
+        Returns:
+            Projected input, (..., R).
+        """
         projected: Tensor
         if self.storage != "pivoted_input":
             projected = self.down(hidden_BTI)
@@ -168,7 +176,15 @@ class FactoredLinear(StackLeader):
         projected = pivots + self.coef(rest)
         return projected
 
-    def _expand(self, projected_BTR: Tensor) -> Tensor:
+    def expand(self, projected_BTR: Tensor) -> Tensor:
+        """Multiply by the second factor.
+
+        Args:
+            projected_BTR: Projected input, (..., R).
+
+        Returns:
+            Output without bias, (..., O).
+        """
         if self.storage != "pivoted_output":
             expanded: Tensor = self.up(projected_BTR)
             return expanded

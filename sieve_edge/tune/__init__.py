@@ -2,28 +2,29 @@
 
 import copy
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
+from torch import Tensor
 
-from sieve_edge.errors import EnvironmentMissing
 from sieve_edge.files import read_json, write_json
+from sieve_edge.model.balance import balance_, restore_
 from sieve_edge.model.checkpoint import read_layout, save_checkpoint
+from sieve_edge.model.factored import FactoredLinear
 from sieve_edge.model.flat import TorchTextModel
 from sieve_edge.model.load import LoadedModel
 from sieve_edge.progress import Progress
-from sieve_edge.recipe import Recipe, TuneRecipe
+from sieve_edge.recipe import Recipe
 from sieve_edge.task.evaluate import relative_loss
 from sieve_edge.task.exam import LabelExam
 from sieve_edge.task.examiner import Examiner
 from sieve_edge.task.examples import Example
+from sieve_edge.tune.adapters import trainable
 from sieve_edge.tune.batches import (
+    Batch,
     Batches,
     answer_logits,
     answer_loss,
@@ -31,6 +32,7 @@ from sieve_edge.tune.batches import (
     label_loss,
     make_batches,
     mean_answer_loss,
+    step_batches,
 )
 from sieve_edge.tune.training import STATE, Schedule, train
 
@@ -47,7 +49,7 @@ def tune(
     recipe: Recipe,
     out: Path,
     progress: Progress,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Train the factors on the calibration split, and keep them if they hold on examples of another source.
 
     Reads the checkpoint; writes one of the same shapes to ``out``, unless nothing is tuned. May be interrupted: it
@@ -65,7 +67,7 @@ def tune(
         progress: Where progress is shown.
 
     Returns:
-        Metrics for the manifest; ``kept`` says which factors the next stage takes.
+        ``(metrics for the manifest, fallbacks)``; ``kept`` says which factors the next stage takes.
     """
     wanted = recipe.tune
     scorer = Scorer(loaded, examiner, splits, recipe, progress)
@@ -86,7 +88,7 @@ def tune(
     progress.say(f"  kept: the {kept} factors")
     if kept == KEPT:
         prompt = loaded.encode(splits["selection"][0].prompt)
-        save_checkpoint(tuned, loaded.tokenizer, read_layout(checkpoint), prompt, out)
+        save_checkpoint(tuned, loaded.tokenizer, _layout(tuned, read_layout(checkpoint)), prompt, out)
         sidecar = read_json(checkpoint / "sieve_edge.json")
         sidecar["prior"]["pruned"] = prior
         sidecar["selection"]["pruned"] = after["selection"]
@@ -95,7 +97,8 @@ def tune(
     for work in ("work", "dense"):
         shutil.rmtree(out / work, ignore_errors=True)
     facts = {"method": wanted.method, "loss": wanted.loss, "training": log, "scores": scores}
-    return {**facts, "transfer_lost": lost, "transfer_holds": lost <= recipe.tolerance, "kept": kept}
+    metrics = {**facts, "transfer_lost": lost, "transfer_holds": lost <= recipe.tolerance, "kept": kept}
+    return metrics, tuple(log["fallbacks"]) if kept == KEPT else ()
 
 
 def keeps(before: Mapping[str, float], after: Mapping[str, float], best_step: int, tolerance: float, keep: str) -> bool:
@@ -115,6 +118,17 @@ def keeps(before: Mapping[str, float], after: Mapping[str, float], best_step: in
         return False
     holds = relative_loss(after["transfer"], before["transfer"]) <= tolerance
     return keep == "always" or (holds and after["selection"] >= before["selection"])
+
+
+def _layout(model: Any, layout: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Describe a tuned model's matrices: as before, but for pivots, which may be others now."""
+    found: dict[str, Any] = {}
+    for name, entry in layout.items():
+        module = model.get_submodule(entry["paths"][0])
+        factored = isinstance(module, FactoredLinear)
+        now = {"storage": module.storage, "pivot_start": module.pivot_start} if factored else {}
+        found[name] = {**entry, **now}
+    return found
 
 
 class Scorer:
@@ -223,14 +237,11 @@ def tune_model(
     Returns:
         ``(the model, adapters merged, how it went)``.
     """
-    wanted, batched = recipe.tune, right_answers(loaded, splits["calibration"], recipe)
-    prefix, batches = batched.prefix, batched.batches
-    steps = max(round(wanted.epochs * len(batches)), 1)
+    wanted, (prefix, batches) = recipe.tune, right_answers(loaded, splits["calibration"], recipe)
+    steps = step_batches([len(batch.ids_BT) for batch in batches], wanted.batch_examples, wanted.epochs, recipe.seed)
     work.mkdir(parents=True, exist_ok=True)
 
-    def loss_of(step: int) -> Tensor:
-        epoch, place = divmod(step, len(batches))
-        batch = batches[np.random.default_rng([recipe.seed, epoch]).permutation(len(batches))[place]]
+    def loss_of(batch: Batch) -> Tensor:
         with torch.autocast(recipe.device.split(":")[0], torch.bfloat16, enabled=wanted.dtype == "bfloat16"):
             logits_BKV = answer_logits(model, prefix, batch)
         if wanted.loss == "answer":
@@ -239,55 +250,19 @@ def tune_model(
             dense_BKV = answer_logits(loaded.model, prefix, batch)
         return distillation_loss(logits_BKV, dense_BKV, batch)
 
-    with _trainable(model, wanted, recipe.seed) as (trained, finished):
-        schedule = Schedule(steps, wanted.learning_rate, wanted.evaluate_every, wanted.patience)
-        log = train(trained, loss_of, lambda: scorer.selection_loss(model), schedule, work / STATE, progress)
+    def descend(step: int) -> float:
+        chosen, total = [batches[index] for index in steps[step]], 0.0
+        for batch in chosen:
+            loss = loss_of(batch) * (len(batch.ids_BT) / sum(len(one.ids_BT) for one in chosen))
+            loss.backward()
+            total += float(loss.detach())
+        return total
+
+    storages = balance_(model)
+    with trainable(model, wanted, recipe.seed) as (trained, finished):
+        schedule = Schedule(len(steps), wanted.learning_rate, wanted.evaluate_every, wanted.patience)
+        log = train(trained, descend, lambda: scorer.selection_loss(model), schedule, work / STATE, progress)
         finished()
-    model.requires_grad_(False)
-    facts = {"steps": log.step, "best_step": log.best_step, "looks": log.looks, "batches": len(batches)}
+    fallbacks = restore_(model.requires_grad_(False), storages)
+    facts = {"steps": log.step, "best_step": log.best_step, "looks": log.looks, "fallbacks": fallbacks}
     return model, {**facts, "trained_params": sum(parameter.numel() for parameter in trained.values())}
-
-
-@contextmanager
-def _trainable(
-    model: Any, recipe: TuneRecipe, seed: int
-) -> Iterator[tuple[dict[str, nn.Parameter], Callable[[], None]]]:
-    """Choose what is trained; the function that is given too merges adapters into the weights."""
-    model.requires_grad_(False)
-    embeddings = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
-    linears = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and id(module.weight) not in embeddings
-    }
-    if recipe.method == "full_factors":
-        for module in linears.values():
-            module.weight.requires_grad_(True)
-        yield _required(model), lambda: None
-        return
-    peft = import_peft()
-    config = peft.LoraConfig(r=recipe.rank, lora_alpha=2 * recipe.rank, target_modules=list(linears))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        adapted = peft.get_peft_model(model, config)
-    yield _required(model), adapted.merge_and_unload
-
-
-def _required(model: Any) -> dict[str, nn.Parameter]:
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def import_peft() -> Any:
-    """Import peft, which only LoRA needs.
-
-    Returns:
-        The module.
-
-    Raises:
-        EnvironmentMissing: If it is not installed.
-    """
-    try:
-        import peft
-    except ImportError as error:
-        raise EnvironmentMissing(f"peft cannot be imported ({error}); run: pip install 'sieve-edge[tune]'") from error
-    return peft

@@ -3,6 +3,7 @@
 Dimension key: B batch, T tokens, K answer tokens of the longest answer, V vocabulary, N examples, L labels.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from sieve_edge.task.evaluate import fit_prior
 from sieve_edge.task.likelihood import length_batches, shared_prefix
 
 _NONE = -100
+_TEMPERATURES = tuple(2.0 ** (step / 4) for step in range(-8, 17))
 
 
 class Batch(NamedTuple):
@@ -54,6 +56,37 @@ def make_batches(prompts: Sequence[list[int]], answers: Sequence[list[int]], bat
         ids_BT = torch.tensor([rows[index] for index in indices], device=device)
         batches.append(Batch(ids_BT, torch.tensor(padded, device=device)))
     return Batches(prompts[0][:shared], batches)
+
+
+def step_batches(sizes: Sequence[int], examples: int, epochs: float, seed: int) -> list[list[int]]:
+    """Say which batches each step is made of: a random order in every epoch, and about as many examples in every step.
+
+    Args:
+        sizes: Examples of each batch.
+        examples: Examples of a step, at least; the last one of an epoch takes what is left.
+        epochs: Passes over all examples; of the last one a part.
+        seed: Seed of the orders.
+
+    Returns:
+        Indices of batches, of each step.
+    """
+    steps: list[list[int]] = []
+    for epoch in range(math.ceil(epochs)):
+        first, count, wanted = len(steps), 0, min(epochs - epoch, 1.0) * sum(sizes)
+        step: list[int] = []
+        for index in np.random.default_rng([seed, epoch]).permutation(len(sizes)):
+            if count >= wanted:
+                break
+            count += sizes[index]
+            step.append(int(index))
+            if sum(sizes[one] for one in step) >= examples:
+                steps.append(step)
+                step = []
+        if len(steps) == first:
+            steps.append(step)
+        else:
+            steps[-1] += step
+    return steps
 
 
 def answer_logits(model: Any, prefix: Sequence[int], batch: Batch) -> Tensor:
@@ -125,7 +158,10 @@ def distillation_loss(logits_BKV: Tensor, dense_BKV: Tensor, batch: Batch) -> Te
 
 
 def label_loss(scores_NL: Float64, labels_N: Int64) -> float:
-    """Cross-entropy of the labels after prior correction: a smoother figure than accuracy to stop by.
+    """Cross-entropy of the labels after prior correction and at the best temperature: a smooth stand-in for accuracy.
+
+    Training makes a model surer long before it makes it worse, which costs cross-entropy and no accuracy; the
+    temperature takes that out.
 
     Args:
         scores_NL: Label log-likelihoods.
@@ -134,6 +170,10 @@ def label_loss(scores_NL: Float64, labels_N: Int64) -> float:
     Returns:
         Mean over examples, in nats.
     """
+    return min(_cross_entropy(scores_NL / temperature, labels_N) for temperature in _TEMPERATURES)
+
+
+def _cross_entropy(scores_NL: Float64, labels_N: Int64) -> float:
     corrected_NL = scores_NL + fit_prior(scores_NL, labels_N)
     top_N1 = corrected_NL.max(1, keepdims=True)
     normaliser_N = top_N1[:, 0] + np.log(np.exp(corrected_NL - top_N1).sum(1))

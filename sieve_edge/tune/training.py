@@ -69,7 +69,7 @@ class Log:
 
 def train(
     trained: Mapping[str, nn.Parameter],
-    loss_of: Callable[[int], Tensor],
+    descend: Callable[[int], float],
     evaluate: Callable[[], float],
     schedule: Schedule,
     state: Path,
@@ -82,7 +82,7 @@ def train(
 
     Args:
         trained: Name -> parameter.
-        loss_of: Step -> the loss of that step's batch.
+        descend: Step -> the loss of that step's examples, its gradients added to the parameters.
         evaluate: Loss on the selection split, the less the better.
         schedule: Steps and rates.
         state: File of the state.
@@ -102,12 +102,10 @@ def train(
         while log.step < schedule.steps and _patient(log, schedule):
             for group in optimizer.param_groups:
                 group["lr"] = schedule.rate(log.step)
-            loss = loss_of(log.step)
             optimizer.zero_grad()
-            loss.backward()
+            recent.append(descend(log.step))
             nn.utils.clip_grad_norm_(trained.values(), _CLIP)
             optimizer.step()
-            recent.append(float(loss.detach()))
             log.step += 1
             advance(1)
             if log.step % schedule.evaluate_every == 0 or log.step == schedule.steps:

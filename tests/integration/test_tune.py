@@ -8,11 +8,20 @@ import torch
 from safetensors.torch import load_file
 
 from sieve_edge.artifacts import read_manifest
+from sieve_edge.model.balance import balance_, restore_
 from sieve_edge.model.checkpoint import load_checkpoint
+from sieve_edge.model.factored import FactoredLinear
 from sieve_edge.model.matrices import count_params
 from sieve_edge.progress import Progress
 from sieve_edge.tune import keeps
-from sieve_edge.tune.batches import answer_logits, answer_loss, distillation_loss, make_batches
+from sieve_edge.tune.batches import (
+    answer_logits,
+    answer_loss,
+    distillation_loss,
+    label_loss,
+    make_batches,
+    step_batches,
+)
 from sieve_edge.tune.training import STATE, Schedule, train
 from tests.command import command
 from tests.tiny_gguf import TEXTS, TOKENIZER, make_model
@@ -139,6 +148,58 @@ def test_batches_score_what_whole_prompts_do():
     assert float(answer_loss(logits, batch)) == pytest.approx(np.mean(likelihoods), rel=1e-4)
 
 
+def test_steps_hold_about_as_many_examples_in_every_epoch():
+    sizes = [1, 5, 2, 8, 1, 1, 3, 20, 4]
+    steps = step_batches(sizes, 6, 3, seed=1)
+    assert sorted(index for step in steps for index in step) == sorted(list(range(9)) * 3)
+    assert all(sum(sizes[index] for index in step) >= 6 for step in steps)
+    assert step_batches(sizes, 6, 3, seed=1) == steps
+    assert step_batches(sizes, 6, 3, seed=2) != steps
+    part = step_batches(sizes, 6, 0.5, seed=1)
+    assert 22 <= sum(sizes[index] for step in part for index in step) < 22 + 20
+    assert step_batches([2, 2], 16, 1, seed=0) in ([[0, 1]], [[1, 0]])
+
+
+@pytest.mark.parametrize("storage", ["pair", "pivoted_input", "pivoted_output"])
+def test_balanced_factors_compute_the_same_and_get_their_storage_back(storage):
+    torch.manual_seed(3)
+    module = FactoredLinear(24, (16, 8), 6, storage, 2 if storage != "pair" else 0, bias=True)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter)
+    model, hidden = torch.nn.Sequential(module), torch.randn(5, 24)
+    before = module.multiply(hidden)
+    had = balance_(model)
+    assert had == {"0": storage}
+    assert module.storage == "pair"
+    torch.testing.assert_close(module.multiply(hidden), before, rtol=1e-4, atol=1e-4)
+    down, up = module.down.weight, module.up.weight
+    torch.testing.assert_close(down @ down.T, up.T @ up, rtol=1e-3, atol=1e-3)
+    assert restore_(model, had) == []
+    assert module.storage == storage
+    torch.testing.assert_close(module.multiply(hidden), before, rtol=1e-3, atol=1e-3)
+
+
+def test_a_matrix_that_no_pivots_fit_stays_a_pair_and_says_so():
+    module = FactoredLinear(8, (8,), 2)
+    with torch.no_grad():
+        # Neighbouring columns of down are parallel, so that none of them can be pivots.
+        module.down.weight.copy_(torch.tensor([[1.0] * 8, [2.0] * 8]))
+        torch.nn.init.normal_(module.up.weight)
+    assert restore_(torch.nn.Sequential(module), {"0": "pivoted_input"}) == [
+        "0: no pivots with small coefficients any more, stored as a plain pair"
+    ]
+    assert module.storage == "pair"
+
+
+def test_being_too_sure_does_not_stop_training():
+    labels = np.asarray([0, 1] * 50)
+    scores = np.random.default_rng(0).normal(0.0, 1.0, (100, 2)) + np.eye(2)[labels]
+    assert label_loss(4.0 * scores, labels) == pytest.approx(label_loss(scores, labels))
+    assert label_loss(scores + np.array([0.7, -0.7]), labels) == pytest.approx(label_loss(scores, labels), abs=1e-3)
+    better = scores + np.eye(2)[labels]
+    assert label_loss(better, labels) < label_loss(scores, labels)
+
+
 class Killed(BaseException):
     pass
 
@@ -148,17 +209,20 @@ def run(state, stop=None):
     trained = {"down": model.model.layers[0].mlp.down_proj.weight.requires_grad_(True)}
     calls = []
 
-    def loss_of(step):
+    def descend(step):
         calls.append(step)
         if step == stop:
             raise Killed
-        return answer_loss(answer_logits(model, prefix, batches[step % len(batches)]), batches[step % len(batches)])
+        batch = batches[step % len(batches)]
+        loss = answer_loss(answer_logits(model, prefix, batch), batch)
+        loss.backward()
+        return float(loss.detach())
 
     def evaluate():
         with torch.no_grad():
             return float(answer_loss(answer_logits(model, prefix, batches[0]), batches[0]))
 
-    log = train(trained, loss_of, evaluate, Schedule(12, 0.01, 3, 100), state, Progress())
+    log = train(trained, descend, evaluate, Schedule(12, 0.01, 3, 100), state, Progress())
     return trained["down"].detach(), log, calls
 
 

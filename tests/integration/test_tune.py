@@ -182,8 +182,8 @@ def test_balanced_factors_compute_the_same_and_get_their_storage_back(storage):
 def test_a_matrix_that_no_pivots_fit_stays_a_pair_and_says_so():
     module = FactoredLinear(8, (8,), 2)
     with torch.no_grad():
-        # Neighbouring columns of down are parallel, so that none of them can be pivots.
-        module.down.weight.copy_(torch.tensor([[1.0] * 8, [2.0] * 8]))
+        # Only the first and the last input count, and those are no neighbours.
+        module.down.weight.copy_(torch.eye(8)[[0, 7]])
         torch.nn.init.normal_(module.up.weight)
     assert restore_(torch.nn.Sequential(module), {"0": "pivoted_input"}) == [
         "0: no pivots with small coefficients any more, stored as a plain pair"

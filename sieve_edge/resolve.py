@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -32,11 +32,10 @@ def shipped_targets() -> dict[str, Path]:
     """Find the targets that come with the package.
 
     Returns:
-        Name -> YAML file: ``targets/`` of the checkout, or of the installed wheel.
+        Name -> YAML file; in a checkout the package's folder is a link to ``targets/``.
     """
-    package = Path(str(resources.files("sieve_edge")))
-    folders = (package.parent / "targets", package / "targets")
-    return {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
+    folder = Path(str(resources.files("sieve_edge"))) / "targets"
+    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
 
 
 def shipped_tasks() -> dict[str, Path]:
@@ -108,6 +107,35 @@ def load_recipe(settings: tuple[str, ...]) -> Recipe:
     if problems:
         raise ConfigError("--set", problems)
     return _validated(Recipe, tree, "--set")
+
+
+class Setting(NamedTuple):
+    """One thing that ``--set`` takes: its key, its default as YAML and as a value, and what it means."""
+
+    key: str
+    default: str
+    value: Any
+    description: str
+
+
+def recipe_fields() -> list[Setting]:
+    """List everything that ``--set`` takes.
+
+    Returns:
+        Settings, in the order of the recipe.
+    """
+    return list(_fields(Recipe(), ""))
+
+
+def _fields(values: Strict, prefix: str) -> Iterator[Setting]:
+    for name, field in type(values).model_fields.items():
+        value = getattr(values, name)
+        if isinstance(value, Strict):
+            yield from _fields(value, f"{prefix}{name}.")
+        else:
+            plain = json.loads(json.dumps(value))
+            told = "null" if plain is None else plain if isinstance(plain, str) else json.dumps(plain)
+            yield Setting(f"{prefix}{name}", told, plain, field.description or "")
 
 
 def check_build(target: Target, recipe: Recipe) -> None:

@@ -7,10 +7,12 @@ import click
 
 from sieve_edge import __version__
 from sieve_edge.cli.bundle import bundle
+from sieve_edge.cli.completion import completion
 from sieve_edge.cli.doctor import doctor
 from sieve_edge.cli.inspect import inspect
 from sieve_edge.cli.report import card, report
 from sieve_edge.cli.serve import evaluate, serve
+from sieve_edge.cli.settings import settings
 from sieve_edge.cli.stages import build, profile, stage_commands
 from sieve_edge.cli.status import status, tell_error
 from sieve_edge.cli.targets import targets
@@ -20,6 +22,34 @@ from sieve_edge.errors import EnvironmentMissing, SieveError
 INTERRUPTED = 130
 BUILDERS = ("accelerate", "onnx", "safetensors", "scipy", "torch", "transformers")
 """Packages of the extra ``torch``, which a device need not have."""
+
+
+_EPILOG = """\b
+Examples:
+  sieve-edge doctor                      what this machine has, and what it lacks
+  sieve-edge build --target x86-cpu      the demo: a validated artifact and its report
+  sieve-edge status runs/RUN             how far it is, from another shell
+  sieve-edge report runs/RUN             what it is worth
+
+\b
+Exit codes:
+  0    done; of build and validate: every limit is met
+  2    usage
+  3    configuration, model, task, data or artifact; one line says what, the value, the limit and the fix
+  4    the artifact is there, but a limit is missed
+  5    something is not installed; the line gives the command
+  130  interrupted; the same command goes on
+
+\b
+Files:
+  runs/MODEL-TASK-TARGET/   a folder for each stage, report.html, result.json, status.json
+  runs/shared/              what runs have in common: statistics, projections, scores, time tables
+
+\b
+Environment:
+  HF_TOKEN, HF_HOME         used by models and data sets of the Hugging Face hub
+  OMP_NUM_THREADS           better left unset: threads are settings of the recipe and of the target
+"""
 
 
 class SieveGroup(click.Group):
@@ -57,15 +87,24 @@ class SieveGroup(click.Group):
             ctx.exit(INTERRUPTED)
 
 
-@click.group(cls=SieveGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__)
+@click.group(
+    cls=SieveGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=_EPILOG,
+)
+@click.version_option(__version__, message="%(prog)s %(version)s")
 def cli() -> None:
-    """Prune a language model to what one task needs, for one device, and prove it there."""
+    """Prune a language model to what one task needs, for one device, and prove it there.
+
+    A build is model x task x target. Its stages are commands of their own: calibrate, learn, search, fuse, tune,
+    vocabulary, quantize, export, validate. Results go to standard output, one JSON document in the last line;
+    everything else goes to standard error.
+    """
 
 
 for command in (
-    *(build, *stage_commands(), bundle, card, doctor, evaluate),
-    *(inspect, profile, report, serve, status, targets, tasks),
+    *(build, *stage_commands(), bundle, card, completion, doctor, evaluate),
+    *(inspect, profile, report, serve, settings, status, targets, tasks),
 ):
     cli.add_command(command)
 

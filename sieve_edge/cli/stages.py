@@ -9,18 +9,31 @@ from typing import Any
 import click
 
 from sieve_edge import STAGES
+from sieve_edge.cli.completion import complete_settings, complete_targets, complete_tasks
 from sieve_edge.cli.merged import check_merged, write_merged
 from sieve_edge.cli.status import shown
 from sieve_edge.errors import LimitMissed
+from sieve_edge.files import read_json
 
 _OPTIONS = (
-    click.option("--target", required=True, metavar="NAME_OR_YAML", help="Device: a shipped name or a YAML file."),
+    click.option(
+        "--target",
+        required=True,
+        metavar="NAME_OR_YAML",
+        shell_complete=complete_targets,
+        help="Device: a shipped name (sieve-edge targets) or a YAML file.",
+    ),
     click.option(
         "--model",
         metavar="MODEL",
         help="Directory, GGUF file, package:NAME/FILE or hf:ORGANISATION/NAME; default: the target's.",
     ),
-    click.option("--task", metavar="NAME_OR_YAML", help="Task: a shipped name or a YAML file; default: the target's."),
+    click.option(
+        "--task",
+        metavar="NAME_OR_YAML",
+        shell_complete=complete_tasks,
+        help="Task: a shipped name (sieve-edge tasks) or a YAML file; default: the target's.",
+    ),
     click.option(
         "--run-dir",
         type=click.Path(file_okay=False, path_type=Path),
@@ -32,7 +45,12 @@ _OPTIONS = (
         help="Fuse this plan of the front (search.front=true) in place of the search's choice.",
     ),
     click.option(
-        "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Recipe setting, e.g. --set tolerance=0.02."
+        "--set",
+        "settings",
+        multiple=True,
+        metavar="KEY=VALUE",
+        shell_complete=complete_settings,
+        help="Setting, e.g. --set tolerance=0.02; may be given again. sieve-edge settings lists all.",
     ),
     click.option(
         "--executor",
@@ -46,6 +64,13 @@ _OPTIONS = (
 )
 
 
+_EXAMPLES = """\b
+Examples:
+  sieve-edge build --target x86-cpu
+  sieve-edge build --target rpi5 --model path/to/model --task my-task.yaml --set tolerance=0.02
+  sieve-edge build --target jetson --require-device --json-progress
+"""
+
 _REQUIRE_DEVICE = click.option(
     "--require-device",
     is_flag=True,
@@ -54,18 +79,21 @@ _REQUIRE_DEVICE = click.option(
 
 
 def _with_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    function = shown(function)
     for option in reversed(_OPTIONS):
         function = option(function)
-    return shown(function)
+    return function
 
 
-@click.command()
+@click.command(epilog=_EXAMPLES)
 @_with_options
 @_REQUIRE_DEVICE
 def build(require_device: bool, **options: Any) -> None:
     """Run every stage: model + task + target -> validated artifact and report.
 
-    The last line of standard output is the result, one JSON document. Exit code 4 says that a limit was missed.
+    The artifact is RUN/export/pruned, the report RUN/report.html. A stage whose result is there and current is not run
+    again; after an interruption the same command goes on where it stopped. The last line of standard output is the
+    result, one JSON document; everything else goes to standard error. Exit code 4 says that a limit was missed.
     """
     from sieve_edge.report import finish
 
@@ -105,16 +133,24 @@ def stage_commands() -> list[click.Command]:
 
 
 def _stage_command(verb: str, writes: str) -> click.Command:
-    @click.command(name=verb, help=f"Run the pipeline up to {verb}: {writes}.")
+    more = "Stages before it run too, unless they are current. The last line of standard output is one JSON document."
+    if verb == STAGES[-1].verb:
+        more += " Exit code 4 says that a limit was missed."
+
+    @click.command(name=verb, help=f"Run the pipeline up to {verb}: {writes}.\n\n{more}")
     @_with_options
-    def command(merged: bool = False, **options: Any) -> None:
+    def command(merged: bool = False, require_device: bool = False, **options: Any) -> None:
         run, manifests = _run(until=verb, merged=merged, **options)
         manifest = manifests[verb]
         summary = {"stage": verb, "folder": str(run.folder(verb)), "key": manifest.key, "metrics": manifest.metrics}
         if merged:
             summary["merged"] = write_merged(run)
         click.echo(json.dumps(summary, separators=(",", ":")))
+        if verb == STAGES[-1].verb:
+            _demand(read_json(run.folder(verb) / "report.json"), run, require_device)
 
+    if verb == STAGES[-1].verb:
+        command = _REQUIRE_DEVICE(command)
     if verb == "export":
         told = "Also write merged/model.gguf, which holds the factors' dense products: no smaller or faster than dense."
         command = click.option("--merged", is_flag=True, help=told)(command)

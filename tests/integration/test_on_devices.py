@@ -22,12 +22,12 @@ def board(pico, toy_task, toy_target, tmp_path_factory):
     """``(function that builds for a target with these changes, folder of the run)``."""
     folder = tmp_path_factory.mktemp("board")
 
-    def build(*more, **changes):
+    def build(*more, verb="build", **changes):
         target = yaml.safe_load(toy_target.read_text()) | {"name": "toy-board"} | changes
         (folder / "target.yaml").write_text(yaml.safe_dump(target))
         words = ["--target", folder / "target.yaml", "--task", toy_task, "--model", pico("llama")]
         settings = [word for setting in SETTINGS for word in ("--set", setting)]
-        return command("build", *words, "--run-dir", folder / "runs" / "board", *settings, *more)
+        return command(verb, *words, "--run-dir", folder / "runs" / "board", *settings, *more)
 
     return build, folder / "runs" / "board"
 
@@ -50,6 +50,12 @@ def test_without_a_device_no_time_limit_is_passed(board, on_host):
     assert again.returncode == 4
     assert "--require-device, but it was measured on this host only" in again.stderr
     assert "validate: up to date" in again.stderr
+    for more, code in ((("--require-device",), 4), ((), 0)):
+        alone = board[0](
+            *more, verb="validate", connection=None, limits={"time_per_answer_ms": 1e-6, "file_size_mib": 5.0}
+        )
+        assert alone.returncode == code
+        assert last_json(alone)["stage"] == "validate"
 
 
 def test_an_accelerator_is_not_passed_off(board, on_host):

@@ -26,6 +26,7 @@ from sieve_edge.task.examples import Example, load_splits, splits_sha256
 from sieve_edge.task_config import Task
 
 RESULTS = Path(__file__).parent / "results"
+_QUICK_SPLITS = {"calibration": 200, "selection": 100, "test": 100, "transfer": 40}
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,18 @@ def load_demo(arguments: argparse.Namespace) -> Demo:
     task, recipe = load_task(target.task), load_recipe(())
     loaded = load_model(find_model(target.model), recipe.device)
     return Demo(loaded, target, task, recipe, load_splits(task, recipe.seed))
+
+
+def quick_task(task: Task) -> Task:
+    """Make a task small.
+
+    Args:
+        task: The task.
+
+    Returns:
+        The same with few examples.
+    """
+    return task.model_copy(update={"splits": task.splits.model_copy(update=_QUICK_SPLITS)})
 
 
 def finished_run(demo: Demo, until: str) -> Run:

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks._common import Demo, finish, load_demo, options
+from benchmarks._common import Demo, finish, load_demo, options, quick_task
 from sieve_edge.artifacts import read_manifest, read_plan
 from sieve_edge.files import read_json, read_jsonl, write_json
 from sieve_edge.model.checkpoint import load_checkpoint
@@ -23,7 +23,6 @@ from sieve_edge.run import Run
 from sieve_edge.task_config import Task
 
 GENETIC_TOKENS = 2_500_000
-QUICK_SPLITS = {"calibration": 200, "selection": 100, "test": 100, "transfer": 40}
 QUICK_SETTINGS = (
     "calibration_tokens=3000",
     "learn.fisher_prompts=32",
@@ -43,7 +42,7 @@ def main() -> None:
     demo = load_demo(arguments)
     task, common = demo.task, [f"threads={arguments.threads}"]
     if arguments.quick:
-        task = task.model_copy(update={"splits": task.splits.model_copy(update=QUICK_SPLITS)})
+        task = quick_task(task)
         common += QUICK_SETTINGS
     tokens = 20_000 if arguments.quick else GENETIC_TOKENS
     rows: list[dict[str, Any]] = []

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._common import Demo, finish, load_demo, options
+from benchmarks._common import Demo, finish, load_demo, options, quick_task
 from sieve_edge.artifacts import read_manifest, read_plan
 from sieve_edge.config import Target
 from sieve_edge.device.runtimes import WEIGHTS, Runtime, open_tokenizer, scoring_tokens
@@ -36,7 +36,6 @@ from sieve_edge.run import Run
 from sieve_edge.tune import Scorer, tune_model
 from sieve_edge.vocabulary import smaller_vocabulary
 
-QUICK_SPLITS = {"calibration": 200, "selection": 100, "test": 100, "transfer": 40}
 QUICK_SETTINGS = (
     "calibration_tokens=3000",
     "learn.fisher_prompts=32",
@@ -67,7 +66,8 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for format_ in TARGETS:
         rows += _format_rows(demo, format_, arguments)
-    finish("waterfall", demo, arguments, started, rows)
+        # Each format takes most of an hour; what is known is kept.
+        finish("waterfall", demo, arguments, started, rows)
 
 
 def _format_rows(demo: Demo, format_: str, arguments: Namespace) -> list[dict[str, Any]]:
@@ -108,7 +108,7 @@ def _run(demo: Demo, format_: str, arguments: Namespace) -> Run:
     task = demo.task
     settings: tuple[str, ...] = (f"threads={arguments.threads}", *SETTINGS)
     if arguments.quick:
-        task = task.model_copy(update={"splits": task.splits.model_copy(update=QUICK_SPLITS)})
+        task = quick_task(task)
         settings += QUICK_SETTINGS
     recipe = load_recipe(settings)
     check_build(target, recipe)

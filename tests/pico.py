@@ -140,9 +140,9 @@ def write_task(folder: Path) -> Path:
     return path
 
 
-def write_target(folder: Path, model: Path, task: Path) -> Path:
-    """Write a target for pico models on ONNX Runtime."""
-    target = {
+def write_target(folder: Path, model: Path, task: Path, **fields: Any) -> Path:
+    """Write a target for pico models on ONNX Runtime, or with other fields."""
+    target: dict[str, Any] = {
         "name": "toy-cpu",
         "description": "This machine, one thread.",
         "format": "onnx",
@@ -154,8 +154,8 @@ def write_target(folder: Path, model: Path, task: Path) -> Path:
         "workload": {"decode_tokens": 4, "repeats": 3},
         "model": str(model),
         "task": str(task),
-    }
-    path = folder / "toy-cpu.yaml"
+    } | fields
+    path = folder / f"{target['name']}.yaml"
     path.write_text(yaml.safe_dump(target), encoding="utf-8")
     return path
 

@@ -8,7 +8,7 @@ import yaml
 from sieve_edge.artifacts import read_manifest, read_plan
 from tests.command import command, last_json
 from tests.markup import check_page
-from tests.pico import make_bpe_tokenizer, make_pico
+from tests.pico import make_bpe_tokenizer, make_pico, write_target
 from tests.servers import serving
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: make runtime")
@@ -22,23 +22,9 @@ def model(tmp_path_factory):
 
 
 def build(folder, model, task, **fields):
-    target = {
-        "name": "toy-gguf",
-        "description": "This machine, one thread, llama.cpp.",
-        "format": "gguf",
-        "runtime": "llama.cpp",
-        "quantization": "F16",
-        "storage": "pair",
-        "threads": 1,
-        "connection": "local",
-        "rank_multiple": 2,
-        "rank_multiple_reason": "Matrices of 32 features need levels between the pruning factors.",
-        "workload": {"decode_tokens": 4, "repeats": 3},
-        "model": str(model),
-        "task": str(task),
-    } | fields
-    (folder / "toy-gguf.yaml").write_text(yaml.safe_dump(target), encoding="utf-8")
-    options = ("--target", folder / "toy-gguf.yaml", "--run-dir", folder / "run", *QUICK)
+    llama = {"format": "gguf", "runtime": "llama.cpp", "quantization": "F16", "storage": "pair"}
+    target = write_target(folder, model, task, **{"name": "toy-gguf", **llama, **fields})
+    options = ("--target", target, "--run-dir", folder / "run", *QUICK)
     return folder / "run", options, command("build", *options)
 
 

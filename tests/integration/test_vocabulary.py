@@ -1,13 +1,12 @@
 """A smaller vocabulary through the real command line, to both formats."""
 
 import pytest
-import yaml
 
 from sieve_edge.artifacts import read_manifest
 from sieve_edge.files import read_json
 from tests.command import command, last_json
 from tests.markup import check_page
-from tests.pico import make_bpe_tokenizer, make_pico
+from tests.pico import make_bpe_tokenizer, make_pico, write_target
 
 QUICK = ("calibration_tokens=1500", "threads=1", "learn.fisher_prompts=64", "search.strategy=uniform", "tolerance=0.3")
 OTHER = "submarine volcano parliament orchestra telescope harvest blanket lantern"
@@ -26,24 +25,9 @@ def model(tmp_path_factory):
 def test_the_pruned_model_has_fewer_tokens_and_does_the_task(format_, model, toy_task, tmp_path):
     if format_ == "gguf":
         pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: make runtime")
-    task = yaml.safe_load(toy_task.read_text(encoding="utf-8"))
-    (tmp_path / "task.yaml").write_text(yaml.safe_dump(task), encoding="utf-8")
-    target = {
-        "name": "toy",
-        "description": "This machine, one thread.",
-        "format": format_,
-        **FORMATS[format_],
-        "threads": 1,
-        "connection": "local",
-        "rank_multiple": 2,
-        "rank_multiple_reason": "Matrices of 32 features need levels between the pruning factors.",
-        "workload": {"decode_tokens": 4, "repeats": 3},
-        "model": str(model),
-        "task": str(tmp_path / "task.yaml"),
-    }
-    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(target), encoding="utf-8")
+    target = write_target(tmp_path, model, toy_task, format=format_, **FORMATS[format_])
     settings = [word for setting in (*QUICK, "vocabulary.keep=auto") for word in ("--set", setting)]
-    done = command("build", "--target", tmp_path / "toy.yaml", "--run-dir", tmp_path / "run", *settings)
+    done = command("build", "--target", target, "--run-dir", tmp_path / "run", *settings)
     assert done.returncode in (0, 4), done.stderr
     result = last_json(done)
     metrics = read_manifest(tmp_path / "run" / "vocabulary").metrics

@@ -74,7 +74,7 @@ class Told:
     def __init__(self):
         self.lines = []
 
-    def say(self, line):
+    def warn(self, line):
         self.lines.append(line)
 
     def task(self, name, total, unit):

@@ -62,7 +62,7 @@ class Reader:
             try:
                 self._do(step)
             except (Failed, Unknown, ValueError) as error:
-                self._fail(f"{step.place}: {step.text}: {error}")
+                self._fail(f"{step.place}: {step.text.splitlines()[0]}: {error}")
         self.stop()
 
     def stop(self) -> None:
@@ -115,7 +115,7 @@ class Reader:
         elif chosen.note:
             print(f"{command.place}: {command.text} -> {chosen.text} ({chosen.note})", flush=True)
         else:
-            print(f"{command.place}: {command.text}", flush=True)
+            print(f"{command.place}: {command.text.splitlines()[0]}", flush=True)
 
     def _run(self, chosen: Plan) -> None:
         done = subprocess.run(
@@ -180,7 +180,7 @@ def _by_chance(stdout: str) -> bool:
 
 
 def main() -> None:
-    """Run the commands of all documents, or of those that are named, after README.md."""
+    """Run the commands of all documents, or of those that are named; most go on from what README.md builds."""
     started = time.monotonic()
     with Workspace() as workspace:
         reader = Reader(workspace)
@@ -188,7 +188,7 @@ def main() -> None:
         try:
             for path in collect.documents(workspace.root):
                 name = str(path.relative_to(workspace.root))
-                if not named or name in named or name == "README.md":
+                if not named or name in named:
                     reader.read(path)
         finally:
             reader.stop()

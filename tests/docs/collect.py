@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-SHELL, FILES, SHOWN = "sh", ("yaml", "json", "jsonl", "csv"), ("text", "python")
-"""Words that a fence may have: commands, files (with their name: ```yaml my-task.yaml), and what is only read."""
+SHELL, SCRIPT, FILES, SHOWN = "sh", "python", ("yaml", "json", "jsonl", "csv"), "text"
+"""Words that a fence may have: commands, a script, files (with their name: ```yaml a.yaml), and what is only read."""
 
 _PROGRAMS = (
     "make|sieve-edge|python3?|pip|podman|docker|buildah|ray|ssh|scp|curl|git|cd|tar|source|chmod|apt-get"
@@ -94,9 +94,10 @@ def blocks(root: Path, path: Path) -> Iterator[Block]:
 def problems(block: Block) -> list[str]:
     """Say what is wrong with a block's fence: no known word, a file without a name, or commands that nobody runs."""
     place = f"{block.file}:{block.line}"
-    if block.language not in (SHELL, *FILES, *SHOWN):
-        return [f"{place}: fence '{block.language}', must be one of {', '.join((SHELL, *FILES, *SHOWN))}"]
-    if block.language == SHELL:
+    known = (SHELL, SCRIPT, *FILES, SHOWN)
+    if block.language not in known:
+        return [f"{place}: fence '{block.language}', must be one of {', '.join(known)}"]
+    if block.language in (SHELL, SCRIPT):
         return []
     found = [
         f"{place}: `{line.strip()}` looks like a command; its block must be ```sh"
@@ -129,6 +130,8 @@ def steps(root: Path, path: Path) -> Iterator[Command | Example]:
     for block in blocks(root, path):
         if block.language == SHELL:
             yield from commands(block)
+        elif block.language == SCRIPT:
+            yield Command(block.file, block.line, f"python -c {shlex.quote(chr(10).join(block.lines))}")
         elif block.language in FILES:
             yield Example(block.file, block.line, block.info[1], "\n".join(block.lines) + "\n")
 

@@ -127,7 +127,7 @@ def _sieve_edge(words: list[str], text: str, stage: Stage) -> Plan:
 
 
 def _python(words: list[str], text: str, stage: Stage) -> Plan:
-    if words[1:3] == ["-m", "pytest"] and "-k" in words:
+    if words[1] == "-c" or (words[1:3] == ["-m", "pytest"] and "-k" in words):
         return Plan("run", text)
     if words[1] != "-m" or not words[2].startswith("benchmarks."):
         raise Unknown("python runs the benchmarks and a few tests only; add a rule to tests/docs/rules.py")
@@ -137,7 +137,9 @@ def _python(words: list[str], text: str, stage: Stage) -> Plan:
         if not stage.has("chromium"):
             return Plan("not run", "", "no Chromium is installed")
         return Plan("run", text)
-    return Plan("run", _join([*words, "--quick", "--target", stage.target("x86-cpu")]), f"{QUICK}, {PICO}")
+    return Plan(
+        "run", _join([*words, "--quick", "--threads", "1", "--target", stage.target("x86-cpu")]), f"{QUICK}, {PICO}"
+    )
 
 
 def _container(words: list[str], text: str, stage: Stage) -> Plan:

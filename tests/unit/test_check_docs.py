@@ -81,6 +81,13 @@ def test_a_block_that_ends_in_a_continued_line_is_an_error() -> None:
         shell("make build \\")
 
 
+def test_a_script_is_run_too(tmp_path: Path, stage: Stage) -> None:
+    (script,) = collect.steps(tmp_path, write(tmp_path, "```python\nimport os\n\nprint('x')  # why\n```\n"))
+    assert isinstance(script, Command)
+    assert plan(script.text, stage) == Plan("run", script.text)
+    assert script.text.startswith("python -c 'import os\n\nprint(")
+
+
 def test_a_block_without_an_end_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"page\.md:2: this block has no end"):
         list(collect.blocks(tmp_path, write(tmp_path, "```sh\nmake\n")))
@@ -142,7 +149,7 @@ def test_what_is_short_runs_as_it_stands(stage: Stage) -> None:
 
 def test_benchmarks_run_in_their_short_form(stage: Stage) -> None:
     chosen = plan("python -m benchmarks.search", stage)
-    assert chosen.text == "python -m benchmarks.search --quick --target pico/x86-cpu.yaml"
+    assert chosen.text == "python -m benchmarks.search --quick --threads 1 --target pico/x86-cpu.yaml"
     assert "--quick" in chosen.note
 
 

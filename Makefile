@@ -1,7 +1,7 @@
 # Everything a user or CI runs. `make` alone lists it; scripts/setup.sh installs what a command needs, once.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help build image setup runtime demo demo-rag test check test-slow test-interop test-vllm test-containers bench readme clean
+.PHONY: help build image setup runtime demo demo-rag test check test-docs test-slow test-interop test-vllm test-containers bench readme clean
 
 TARGET ?= x86-cpu
 PY := .venv/bin/python
@@ -10,7 +10,7 @@ asks = $(shell grep -s '^$(1)' $(wildcard targets/$(TARGET).yaml $(TARGET)) /dev
 ONNX := $(if $(call asks,execution_provider: CUDA),onnx-gpu,onnx)
 GGUF := $(if $(call asks,runtime: llama.cpp-stock),gguf-stock,gguf)
 RUNTIME := $(if $(call asks,format: gguf),$(GGUF),$(ONNX))
-BENCHMARKS := $(patsubst benchmarks/%.py,%,$(filter-out benchmarks/_% benchmarks/readme.py,$(wildcard benchmarks/*.py)))
+BENCHMARKS := $(patsubst benchmarks/%.py,%,$(filter-out benchmarks/_% benchmarks/readme.py benchmarks/pictures.py,$(wildcard benchmarks/*.py)))
 
 help:  ## List the commands and their variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-15s %s\n", $$1, $$2} /^## /{print substr($$0, 4)}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ check: setup  ## Run the static checks only: format, lint, types, imports, docst
 	$(PY) -m mypy && .venv/bin/lint-imports && .venv/bin/pydoclint -q sieve_edge benchmarks
 	.venv/bin/hadolint docker/*.Dockerfile
 
+test-docs: setup  ## Run every command of README.md and docs/, long ones on a pico model or with --quick
+	$(PY) -m tests.docs.check_docs $(ARGS)
+
 test-slow: setup  ## Run the tests that take minutes each
 	$(PY) -m pytest -m slow $(ARGS)
 
@@ -57,7 +60,7 @@ test-containers:  ## Build both images and run them on amd64 and emulated arm64,
 bench: setup  ## Run every benchmark in its short form; results in benchmarks/results
 	set -e; for name in $(BENCHMARKS); do $(PY) -m benchmarks.$$name --quick; done
 
-readme: setup  ## Write the generated parts of README.md; ARGS=--check only looks
+readme: setup  ## Write the generated parts of README.md and docs/measurements.md; ARGS=--check only looks
 	$(PY) -m benchmarks.readme $(ARGS)
 
 clean:  ## Remove the environment and caches; runs/ stays

@@ -32,8 +32,9 @@ def main() -> None:
     arguments = options(__doc__)
     started = time.perf_counter()
     demo = load_demo(arguments)
-    layers = (15,) if arguments.quick else (0, 7, 15, 22, 29)
-    specs = [spec for spec in demo.loaded.specs if int(spec.name.split(".")[0]) in layers]
+    last = max(_layer(spec) for spec in demo.loaded.specs)
+    layers = {(last + 1) * share // 4 - (share == 4) for share in ((2,) if arguments.quick else range(5))}
+    specs = [spec for spec in demo.loaded.specs if _layer(spec) in layers]
     moments = Moments()
     sides = {spec.name: () for spec in demo.loaded.specs} | {spec.name: ("input",) for spec in specs}
     prompts = demo.prompts("calibration", 60 if arguments.quick else 280)
@@ -117,6 +118,10 @@ def approximate(method: str, spec: MatrixSpec, weight_OI: Tensor, gram_II: Tenso
     else:
         factors = weight_svd(weight_OI) if method == "weight_svd" else input_pca(weight_OI, gram_II, CUT)
     return factors.up_RO[:rank].T @ factors.down_RI[:rank]
+
+
+def _layer(spec: MatrixSpec) -> int:
+    return int(spec.name.split(".", 1)[0])
 
 
 def summarise(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Writes the generated parts of README.md: ``python -m benchmarks.readme [--run RUN] [--check]``.
+"""Writes what is generated in README.md and docs/: ``python -m benchmarks.readme [--run RUN] [--check]``.
 
 The results table comes from a build's ``result.json`` (kept as benchmarks/results/build-TARGET.json), the help from the
 commands themselves, the list of files from their first docstring lines.
@@ -21,34 +21,40 @@ from sieve_edge.files import read_json, write_json
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+DOCUMENTS = ("README.md", "docs/measurements.md")
 
 
 def main() -> None:
-    """Write or check README.md."""
+    """Write or check the documents."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, help="folder of a finished build, whose result becomes the table")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if README.md is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if one is out of date")
     arguments = parser.parse_args()
     if arguments.run:
         result = read_json(arguments.run / "result.json")
         write_json(RESULTS / f"build-{result['target']}.json", result)
-    readme = ROOT / "README.md"
-    old = readme.read_text(encoding="utf-8")
-    new = render(old)
-    if arguments.check and new != old:
-        sys.exit("README.md is out of date; run: python -m benchmarks.readme")
-    readme.write_text(new, encoding="utf-8")
-    print(json.dumps({"benchmark": "readme", "changed": new != old}))
+    changed = []
+    for name in DOCUMENTS:
+        old = (ROOT / name).read_text(encoding="utf-8")
+        new = render(old)
+        if new == old:
+            continue
+        changed.append(name)
+        if not arguments.check:
+            (ROOT / name).write_text(new, encoding="utf-8")
+    if arguments.check and changed:
+        sys.exit(f"{', '.join(changed)}: out of date; run: python -m benchmarks.readme")
+    print(json.dumps({"benchmark": "readme", "changed": changed}))
 
 
 def render(text: str) -> str:
-    """Fill the generated parts of the README.
+    """Fill the generated parts of a document.
 
     Args:
-        text: The README.
+        text: The document.
 
     Returns:
-        The README with every block between ``<!-- generated NAME -->`` and ``<!-- end -->`` written anew.
+        The document with every block between ``<!-- generated NAME -->`` and ``<!-- end -->`` written anew.
     """
     parts = {
         "results": results,
@@ -210,7 +216,8 @@ def help_text() -> str:
     texts = []
     for words in ([], ["build"]):
         output = runner.invoke(cli, [*words, "--help"], prog_name="sieve-edge", terminal_width=100).output
-        texts.append(f"```\n$ {' '.join(['sieve-edge', *words, '--help'])}\n{output.rstrip()}\n```")
+        said = " ".join(["sieve-edge", *words, "--help"])
+        texts.append(f"```sh\n{said}\n```\n\n```text\n{output.rstrip()}\n```")
     assert isinstance(cli, click.Group)  # noqa: S101 (mypy: a group has commands)
     return "\n\n".join(texts)
 

@@ -108,7 +108,7 @@ def _compare(setting: Setting, model: Any, demo: Demo, arguments: Namespace) -> 
     factors = (0.5,) if arguments.quick else (0.75, 0.5, 0.35)
     decode_tokens, repeats = (8, 6) if arguments.quick else (16, setting.repeats)
     rng = np.random.default_rng(0)
-    prompt = rng.integers(10, 1000, PROMPT_TOKENS).tolist()
+    prompt = rng.integers(10, min(1000, len(tokenizer)), PROMPT_TOKENS).tolist()
     with tempfile.TemporaryDirectory() as folder:
         kept = {}
         for name, fraction, form in _forms(model, setting, factors):

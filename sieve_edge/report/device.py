@@ -17,6 +17,8 @@ def told(result: Result) -> str:
     Returns:
         One sentence.
     """
+    if "device" not in result:
+        return "This build is of a version that did not record the machine."
     before = result["device"]["before"]
     where = "the device itself" if result["validated_on"] == "device" else "this host, in place of the device"
     return (

@@ -106,7 +106,18 @@ def _make(words: list[str], text: str, stage: Stage) -> Plan:
 def _sieve_edge(words: list[str], text: str, stage: Stage) -> Plan:
     verb = words[1] if len(words) > 1 else ""
     builds = ("build", "calibrate", "learn", "search", "fuse", "tune", "vocabulary", "quantize", "export", "validate")
-    if "--help" in words or verb in ("report", "card", "inspect", "status", "targets", "doctor", "bundle", "--version"):
+    if "--help" in words or verb in (
+        "report",
+        "card",
+        "inspect",
+        "status",
+        "targets",
+        "doctor",
+        "bundle",
+        "settings",
+        "completion",
+        "--version",
+    ):
         return Plan("run", _join(words) if words[0] != text.split(maxsplit=1)[0] else text)
     if verb in (*builds, "profile"):
         if "--target" not in words:

@@ -217,7 +217,7 @@ def help_text() -> str:
     for words in ([], ["build"]):
         output = runner.invoke(cli, [*words, "--help"], prog_name="sieve-edge", terminal_width=100).output
         said = " ".join(["sieve-edge", *words, "--help"])
-        texts.append(f"```sh\n{said}\n```\n\n```text\n{output.rstrip()}\n```")
+        texts.append(f"```sh\n{said}\n```\n\n```text help\n{output.rstrip()}\n```")
     assert isinstance(cli, click.Group)  # noqa: S101 (mypy: a group has commands)
     return "\n\n".join(texts)
 

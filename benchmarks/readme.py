@@ -59,6 +59,7 @@ def render(text: str) -> str:
     parts = {
         "results": results,
         "search": search,
+        "waterfall": waterfall,
         "runtime": runtime,
         "fixed": fixed,
         "containers": containers,
@@ -126,6 +127,30 @@ def search() -> str:
     for row in kept["rows"]:
         figures = [f"{row[name]:.3f}" for name in columns[1:]]
         lines.append([row["strategy"], *figures, *(f"{row[name]:,}" for name in counts)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def waterfall() -> str:
+    """Make the table of what each step of a build is worth.
+
+    Returns:
+        Markdown.
+    """
+    file = RESULTS / "waterfall.json"
+    if not file.is_file():
+        return "Not measured yet."
+    columns = {"size_mib": "MiB", "test_accuracy": "test accuracy", "transfer_accuracy": "transfer accuracy"}
+    columns |= {
+        "time_per_answer_ms": "ms an answer",
+        "tokens_per_s": "tokens/s",
+        "prompt_tokens_per_s": "prompt tokens/s",
+    }
+    digits = (0, 3, 3, 1, 1, 0)
+    lines = [["format", "step", *columns.values()], ["---"] * (2 + len(columns))]
+    for row in read_json(file)["rows"]:
+        values = zip((row[name] for name in columns), digits, strict=True)
+        cells = ["" if value is None else f"{value:.{places}f}" for value, places in values]
+        lines.append([row["format"], row["step"], *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

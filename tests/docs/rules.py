@@ -22,6 +22,7 @@ NOT_RUN: Mapping[str, str] = {
     r"make (bench|test-docs)\b": _MADE,
     r"make (test-containers|test-interop|test-vllm)\b": f"makes images or environments of its own: {_MADE}",
     r"make image\b": "makes images of gigabytes; make test-containers proves them, as root",
+    r"python -m benchmarks\.(waterfall|tuning|rag)\b": "as long as builds of SmolLM2, even in short form; only its --help",
     r"ACCELERATOR=cuda .*make runtime": "needs an NVIDIA GPU and the CUDA toolkit",
     r"ssh ": "needs a device that is reached over ssh",
     r"scp ": "needs a device that is reached over ssh",
@@ -65,6 +66,7 @@ def plan(text: str, stage: Stage) -> Plan:
     for pattern, reason in NOT_RUN.items():
         if re.match(pattern, text):
             dry = text.replace("make ", "make -n ", 1) if text.startswith("make ") else ""
+            dry = f"{text} --help" if text.startswith("python -m ") else dry
             return Plan("not run", dry, reason)
     words = shlex.split(text)
     if words[0] not in ("podman", "docker") and re.search(r"[|;&<>`]|\$\(", _outside_quotes(text)):

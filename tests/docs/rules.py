@@ -22,7 +22,7 @@ NOT_RUN: Mapping[str, str] = {
     r"make (bench|test-docs)\b": _MADE,
     r"make (test-containers|test-interop|test-vllm)\b": f"makes images or environments of its own: {_MADE}",
     r"make image\b": "makes images of gigabytes; make test-containers proves them, as root",
-    r"python -m benchmarks\.(waterfall|tuning|rag)\b": "as long as builds of SmolLM2, even in short form; only its --help",
+    r"python -m benchmarks\.(waterfall|tuning|rag)\b": "as long as builds even in short form; only its --help",
     r"ACCELERATOR=cuda .*make runtime": "needs an NVIDIA GPU and the CUDA toolkit",
     r"ssh ": "needs a device that is reached over ssh",
     r"scp ": "needs a device that is reached over ssh",

@@ -145,9 +145,12 @@ def _stage_command(verb: str, writes: str) -> click.Command:
         summary = {"stage": verb, "folder": str(run.folder(verb)), "key": manifest.key, "metrics": manifest.metrics}
         if merged:
             summary["merged"] = write_merged(run)
+        report = read_json(run.folder(verb) / "report.json") if verb == STAGES[-1].verb else None
+        if report is not None:
+            summary["checks"] = report["checks"]
         click.echo(json.dumps(summary, separators=(",", ":")))
-        if verb == STAGES[-1].verb:
-            _demand(read_json(run.folder(verb) / "report.json"), run, require_device)
+        if report is not None:
+            _demand(report, run, require_device)
 
     if verb == STAGES[-1].verb:
         command = _REQUIRE_DEVICE(command)

@@ -39,8 +39,8 @@ class Unknown(Exception):
 class Plan:
     """What is done in place of a command.
 
-    ``kind`` is ``run``, ``build`` (a pico model may miss that it is faster), ``serve`` (goes on in the background),
-    ``ask`` (asks what is served), ``ray stop``, or ``not run``.
+    ``kind`` is ``run``, ``build`` (validate too: a pico model may miss that it is faster), ``serve`` (goes on in the
+    background), ``ask`` (asks what is served), ``ray stop``, or ``not run``.
     """
 
     kind: str
@@ -124,7 +124,7 @@ def _sieve_edge(words: list[str], text: str, stage: Stage) -> Plan:
     if verb in (*builds, "profile"):
         if "--target" not in words:
             raise Unknown(f"sieve-edge {verb} without --target")
-        return Plan("build" if verb == "build" else "run", _join(_on_pico(words, stage)), PICO)
+        return Plan("build" if verb in ("build", "validate") else "run", _join(_on_pico(words, stage)), PICO)
     if verb == "tasks":
         if words[2:3] != ["check"]:
             return Plan("run", text)
@@ -160,7 +160,8 @@ def _container(words: list[str], text: str, stage: Stage) -> Plan:
     if "sieve_edge.cli" not in words:
         raise Unknown("a container runs sieve_edge.cli only; add a rule to tests/docs/rules.py")
     inner = ["sieve-edge", *words[words.index("sieve_edge.cli") + 1 :]]
-    return Plan("run", _join(_on_pico(inner, stage)), f"{PICO}, outside of the container")
+    chosen = _sieve_edge(inner, _join(inner), stage)
+    return Plan(chosen.kind, chosen.text, f"{PICO}, outside of the container")
 
 
 def _ray(words: list[str], text: str, stage: Stage) -> Plan:

@@ -173,7 +173,10 @@ def test_a_judge_grades_what_survives_and_is_asked_nothing_twice(pico, written, 
         before = len(asked)
         for verb in ("search", "fuse", "validate"):
             (run / verb / "manifest.json").unlink()
-        assert build().returncode == done.returncode
+        again = build()
+        # Whether a pico model is faster than the dense one is chance; what it answers is not.
+        assert again.returncode in (0, 4), again.stderr
+        assert last_json(again)["accuracy"] == result["accuracy"]
         assert len(asked) == before, "verdicts of the first build were on disk"
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert all(KEY.encode() not in path.read_bytes() for path in files)

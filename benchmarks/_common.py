@@ -26,6 +26,13 @@ from sieve_edge.task.examples import Example, load_splits, splits_sha256
 from sieve_edge.task_config import Task
 
 RESULTS = Path(__file__).parent / "results"
+QUICK_UNIFORM = (
+    "calibration_tokens=3000",
+    "learn.fisher_prompts=32",
+    "search.strategy=uniform",
+    "search.resolution=0.3",
+)
+"""Settings of a short build, without the search's own strategy."""
 _QUICK_SPLITS = {"calibration": 200, "selection": 100, "test": 100, "transfer": 40}
 
 

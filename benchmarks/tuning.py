@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks._common import finish, load_demo, options, quick_task
+from benchmarks._common import QUICK_UNIFORM, finish, load_demo, options, quick_task
 from sieve_edge.artifacts import read_manifest, read_plan
 from sieve_edge.pipeline import build
 from sieve_edge.progress import Progress
@@ -17,13 +17,7 @@ from sieve_edge.resolve import check_build, load_recipe
 from sieve_edge.run import Run
 
 LOSSES = ("answer", "distil")
-QUICK_SETTINGS = (
-    "calibration_tokens=3000",
-    "learn.fisher_prompts=32",
-    "search.strategy=uniform",
-    "search.resolution=0.3",
-    "tune.epochs=0.2",
-)
+QUICK_SETTINGS = (*QUICK_UNIFORM, "tune.epochs=0.2")
 
 
 def main() -> None:

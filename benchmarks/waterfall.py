@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._common import Demo, finish, load_demo, options, quick_task
+from benchmarks._common import QUICK_UNIFORM, Demo, finish, load_demo, options, quick_task
 from sieve_edge.artifacts import read_manifest, read_plan
 from sieve_edge.config import Target
 from sieve_edge.device.runtimes import WEIGHTS, Runtime, open_tokenizer, scoring_tokens
@@ -37,10 +37,7 @@ from sieve_edge.tune import Scorer, tune_model
 from sieve_edge.vocabulary import smaller_vocabulary
 
 QUICK_SETTINGS = (
-    "calibration_tokens=3000",
-    "learn.fisher_prompts=32",
-    "search.strategy=uniform",
-    "search.resolution=0.3",
+    *QUICK_UNIFORM,
     "tune.epochs=0.2",
     "quantize.prompts=8",
 )

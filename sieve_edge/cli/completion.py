@@ -22,34 +22,17 @@ def completion(shell: str) -> None:
     click.echo(script(root, {}, "sieve-edge", "_SIEVE_EDGE_COMPLETE").source())
 
 
-def _beginning(names: Iterable[str], begun: str) -> list[CompletionItem]:
-    found = [CompletionItem(name) for name in names if name.startswith(begun)]
-    # Whatever is no shipped name is a file; the shell knows those.
-    return found or [CompletionItem(begun, type="file")]
+def _shipped(names: Callable[[], Iterable[str]]) -> Complete:
+    def complete(_: click.Context, __: click.Parameter, begun: str) -> list[CompletionItem]:
+        found = [CompletionItem(name) for name in names() if name.startswith(begun)]
+        # Whatever is no shipped name is a file; the shell knows those.
+        return found or [CompletionItem(begun, type="file")]
+
+    return complete
 
 
-def complete_targets(_: click.Context, __: click.Parameter, begun: str) -> list[CompletionItem]:
-    """Complete a target.
-
-    Args:
-        begun: What was typed.
-
-    Returns:
-        Shipped names, else files.
-    """
-    return _beginning(shipped_targets(), begun)
-
-
-def complete_tasks(_: click.Context, __: click.Parameter, begun: str) -> list[CompletionItem]:
-    """Complete a task.
-
-    Args:
-        begun: What was typed.
-
-    Returns:
-        Shipped names, else files.
-    """
-    return _beginning(shipped_tasks(), begun)
+complete_targets = _shipped(shipped_targets)
+complete_tasks = _shipped(shipped_tasks)
 
 
 def complete_settings(_: click.Context, __: click.Parameter, begun: str) -> list[CompletionItem]:

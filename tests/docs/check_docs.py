@@ -30,6 +30,10 @@ SECONDS = 600
 CHANCE = {"faster", "loss_test"}
 """Limits that a model of 32 features may miss: times are noise at that size, and so is a loss on 200 examples."""
 
+BUSY, TRIES = "timed out during startup", 3
+"""What Ray says where a machine is too busy to start it in the half minute that it allows itself: such a command is
+tried again, and that is printed."""
+
 SERVER_SECONDS = 60
 
 
@@ -61,7 +65,7 @@ class Reader:
                 continue
             try:
                 self._do(step)
-            except (Failed, Unknown, ValueError) as error:
+            except (Failed, Unknown, ValueError, subprocess.TimeoutExpired) as error:
                 self._fail(f"{step.place}: {step.text.splitlines()[0]}: {error}")
         self.stop()
 
@@ -118,7 +122,19 @@ class Reader:
             print(f"{command.place}: {command.text.splitlines()[0]}", flush=True)
 
     def _run(self, chosen: Plan) -> None:
-        done = subprocess.run(
+        done = self._once(chosen)
+        for _ in range(1, TRIES):
+            if done.returncode == 0 or BUSY not in done.stdout + done.stderr:
+                break
+            print("    again, since Ray timed out during its start", flush=True)
+            self.stop_ray()
+            done = self._once(chosen)
+        if done.returncode != 0 and not (chosen.kind == "build" and _by_chance(done.stdout)):
+            told = "\n".join([*done.stdout.splitlines()[-5:], *done.stderr.splitlines()[-15:]])
+            raise Failed(f"exit code {done.returncode}\n{told}")
+
+    def _once(self, chosen: Plan) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
             ["bash", "-euo", "pipefail", "-c", chosen.text],
             cwd=self._folder,
             env=self._workspace.environment() | self._variables,
@@ -127,9 +143,6 @@ class Reader:
             timeout=SECONDS,
             check=False,
         )
-        if done.returncode != 0 and not (chosen.kind == "build" and _by_chance(done.stdout)):
-            told = "\n".join([*done.stdout.splitlines()[-5:], *done.stderr.splitlines()[-15:]])
-            raise Failed(f"exit code {done.returncode}\n{told}")
 
     def _serve(self, text: str) -> None:
         environment = self._workspace.environment() | self._variables
@@ -157,7 +170,7 @@ class Reader:
 
     def stop_ray(self) -> None:
         """End the processes of the head that was started here, and no others: ``ray stop`` ends every one it finds."""
-        mine = [each for each in psutil.process_iter(["cmdline"]) if _names(each, str(self._workspace.ray))]
+        mine = [each for each in psutil.process_iter(["cmdline"]) if _names(each, str(self._workspace.root.parent))]
         for process in mine:
             process.terminate()
         _, alive = psutil.wait_procs(mine, timeout=10)
@@ -182,6 +195,7 @@ def _by_chance(stdout: str) -> bool:
 def main() -> None:
     """Run the commands of all documents, or of those that are named; most go on from what README.md builds."""
     started = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what was started is ended
     with Workspace() as workspace:
         reader = Reader(workspace)
         named = {str(Path(name)) for name in sys.argv[1:]}

@@ -70,6 +70,15 @@ def stand_alone(figure: str, style: str) -> str:
     return f"{head}{size}>{title}<style>{' '.join(rules)}</style>{ground}{rest}\n"
 
 
+def find_chromium() -> str | None:
+    """Find a Chromium.
+
+    Returns:
+        Its path, or None.
+    """
+    return next((path for path in map(shutil.which, NAMES) if path), None)
+
+
 def screenshot(page: Path, out: Path) -> Path:
     """Show the top of a page in headless Chromium.
 
@@ -80,7 +89,7 @@ def screenshot(page: Path, out: Path) -> Path:
     Returns:
         The PNG file.
     """
-    chromium = next((path for path in map(shutil.which, NAMES) if path), None)
+    chromium = find_chromium()
     if chromium is None:
         sys.exit(f"pictures: none of {', '.join(NAMES)} is installed; on Debian: apt-get install chromium")
     with tempfile.TemporaryDirectory(prefix="sieve-edge-chromium-", ignore_cleanup_errors=True) as home:

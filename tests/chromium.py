@@ -4,14 +4,14 @@ import base64
 import fcntl
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+from benchmarks.pictures import find_chromium
+
 _TOLD = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded", "Network.requestWillBeSent")
 _REACHED = "a[href], select, summary, [tabindex='0']"
 _FOCUSABLE = f'[...document.querySelectorAll("{_REACHED}")].filter(each => each.checkVisibility())'
@@ -19,11 +19,6 @@ _FOCUSABLE = f'[...document.querySelectorAll("{_REACHED}")].filter(each => each.
 NO_CHROMIUM = (
     "no Chromium: none of chromium, chromium-browser and google-chrome is installed (apt-get install chromium)"
 )
-
-
-def find_chromium():
-    """Path of a Chromium, or None."""
-    return next((path for path in map(shutil.which, NAMES) if path), None)
 
 
 class Tab:

@@ -14,9 +14,9 @@ from typing import Any
 
 import yaml
 
+from benchmarks.pictures import find_chromium
 from sieve_edge.resolve import shipped_targets
 from tests import pico
-from tests.chromium import find_chromium
 from tests.docs.rules import Stage
 
 CHECKOUT = Path(__file__).parents[2]

@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.chromium import NO_CHROMIUM, find_chromium, open_tab
+from benchmarks.pictures import find_chromium
+from tests.chromium import NO_CHROMIUM, open_tab
 
 
 @pytest.fixture(scope="module")

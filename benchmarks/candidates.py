@@ -17,7 +17,7 @@ from sieve_edge.model.flat import TorchTextModel
 from sieve_edge.model.levels import ranks_at
 from sieve_edge.model.load import shared_copy
 from sieve_edge.model.switchable import install_switchable_, switch_
-from sieve_edge.task.examples import label_ids
+from sieve_edge.task.examiner import label_ids
 from sieve_edge.task.likelihood import label_log_likelihoods, length_batches, pad_left
 
 FACTOR = 0.5

@@ -43,7 +43,7 @@ def build(run: Run, until: str) -> dict[str, Manifest]:
     """
     verbs = [stage.verb for stage in STAGES]
     wanted = STAGES[: verbs.index(until) + 1]
-    inputs = {"model": run.source.sha256(), "splits": digest(splits_sha256(run.splits))}
+    inputs = {"model": run.source.sha256(), "splits": digest(splits_sha256(run.scored_splits))}
     with run.progress.kept_in(run.root):
         return _run_stages(run, wanted, inputs)
 

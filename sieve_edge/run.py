@@ -18,7 +18,7 @@ from sieve_edge.progress import Progress
 from sieve_edge.recipe import Recipe
 from sieve_edge.resolve import settings_json
 from sieve_edge.task.examiner import Examiner
-from sieve_edge.task.examples import Example, load_splits
+from sieve_edge.task.examples import TUNING, Example, load_splits, splits_sha256
 from sieve_edge.task.judge import OpenAIJudge
 from sieve_edge.task_config import JudgeSettings, Task
 
@@ -58,6 +58,11 @@ class Run:
         from sieve_edge.model.load import read_chat
 
         return load_splits(self.task, self.recipe.seed, read_chat(self.source))
+
+    @property
+    def scored_splits(self) -> dict[str, tuple[Example, ...]]:
+        """The splits that every stage depends on: all but the one that only tune reads."""
+        return {name: examples for name, examples in self.splits.items() if name != TUNING}
 
     @cached_property
     def judge(self) -> OpenAIJudge | None:
@@ -172,6 +177,8 @@ def _tune(run: Run, recipe: Tree, task: Tree, _: Tree) -> Tree:
     if run.recipe.tune.method == "none":
         return {"method": "none"}
     needed = {"tolerance": recipe["tolerance"], "part": recipe["search"]["part"], **_asked(task)}
+    if TUNING in run.splits:
+        needed["examples"] = splits_sha256({TUNING: run.splits[TUNING]})
     return {**scoring_settings(run), **recipe["tune"], **needed}
 
 

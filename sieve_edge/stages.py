@@ -14,7 +14,8 @@ from sieve_edge.config import Target
 from sieve_edge.files import digest
 from sieve_edge.run import Run, gradient_levels, scoring_settings
 from sieve_edge.task.exam import DENSE_ANSWERS
-from sieve_edge.task.examples import cut_fractions, label_ids, splits_sha256
+from sieve_edge.task.examiner import label_ids
+from sieve_edge.task.examples import cut_fractions, splits_sha256
 
 REFERENCE_PROMPTS = 2
 SCORES_SCHEMA = 3
@@ -102,7 +103,8 @@ def _score_cache(run: Run) -> Path:
     inputs = {verb: digest(read_manifest(run.folder(verb)).outputs) for verb in ("calibrate", "learn")}
     asked = run.recipe.search
     sizes = [asked.part, asked.refit_prompts, asked.guided.divergence_prompts, run.recipe.learn.gradient_weight]
-    key = digest([SCORES_SCHEMA, run.source.sha256(), splits_sha256(run.splits), inputs, scoring_settings(run), sizes])
+    examples = splits_sha256(run.scored_splits)
+    key = digest([SCORES_SCHEMA, run.source.sha256(), examples, inputs, scoring_settings(run), sizes])
     return run.root.parent / "shared" / f"scores-{key[:16]}.jsonl"
 
 

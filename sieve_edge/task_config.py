@@ -92,6 +92,9 @@ class Splits(Strict):
     transfer: Annotated[int, Field(ge=20)] = Field(
         description="Examples of the same task from another source, never seen by the search."
     )
+    tuning: Annotated[int, Field(ge=0)] = Field(
+        0, description="Further examples of the main source that tune trains on, beside the calibration split."
+    )
 
 
 class Message(Strict):

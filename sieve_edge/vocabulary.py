@@ -15,8 +15,8 @@ from sieve_edge.model.matrices import count_params
 from sieve_edge.model.tokens import make_tokenizer, needed_tokens, trim_model_, trim_tokenizer
 from sieve_edge.progress import Progress
 from sieve_edge.recipe import Recipe
-from sieve_edge.task.examiner import Examiner
-from sieve_edge.task.examples import Example, label_ids
+from sieve_edge.task.examiner import Examiner, label_ids
+from sieve_edge.task.examples import Example
 from sieve_edge.task_config import Task
 
 KNOWN, UNSEEN = ("calibration", "selection"), ("test", "transfer")

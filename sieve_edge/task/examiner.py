@@ -1,5 +1,6 @@
 """Makes exams of a task's examples for a model's tokenizer."""
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from tokenizers import Tokenizer
 from sieve_edge.errors import TaskError
 from sieve_edge.protocols import Judge
 from sieve_edge.task.exam import Answers, Exam, LabelExam
-from sieve_edge.task.examples import Example, label_ids
+from sieve_edge.task.examples import Example
 from sieve_edge.task.written import WrittenExam, screened
 from sieve_edge.task_config import JudgeSettings, Task
 
@@ -154,3 +155,27 @@ def check_lengths(task: Task, splits: Mapping[str, Sequence[Example]], tokenizer
                 f"task {task.name}: the longest prompt of split {split} and its answer take {longest} tokens, the "
                 f"model holds {limit}; set max_words of its source"
             )
+
+
+def label_ids(task: Task, encode: Callable[..., list[int]]) -> list[list[int]]:
+    """Tokenize a task's labels.
+
+    Args:
+        task: The task.
+        encode: ``LoadedModel.encode`` of the model that is asked.
+
+    Returns:
+        Token ids of each label.
+
+    Raises:
+        TaskError: If the tokens of one label begin those of another.
+    """
+    answers = list(task.labels.values())
+    ids = [encode(answer, special=False) for answer in answers]
+    for first, second in itertools.permutations(range(len(ids)), 2):
+        if ids[second][: len(ids[first])] == ids[first]:
+            raise TaskError(
+                f"task {task.name}: label '{answers[first]}' is the beginning of '{answers[second]}' in this model's "
+                "tokens, so the two cannot be told apart; choose other answers"
+            )
+    return ids

@@ -1,10 +1,9 @@
 """Examples of a task: read from tables, cleaned of duplicates, and split so that no text is seen twice."""
 
-import itertools
 import json
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +13,9 @@ from sieve_edge.protocols import Chat
 from sieve_edge.task.prompts import Message, Shot, Values, write_chat, write_messages, write_prompt
 from sieve_edge.task.tables import Row, read_rows
 from sieve_edge.task_config import TEXT, Source, Task
+
+TUNING = "tuning"
+"""Split that only tune reads; a task may have none."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ def load_splits(task: Task, seed: int, chat: Chat | None = None) -> dict[str, tu
         chat: The model's chats, for the prompts of a task with messages; None for the messages alone.
 
     Returns:
-        Split name -> examples; those that every prompt shows as worked examples are in none.
+        Split name -> examples; those that every prompt shows as worked examples are in none, and ``TUNING`` is there
+        only if the task asks for it.
 
     Raises:
         TaskError: If data are missing, broken, too few, or have one label only.
@@ -73,14 +76,17 @@ def load_splits(task: Task, seed: int, chat: Chat | None = None) -> dict[str, tu
     shares = _shares(sizes.calibration, [1.0, *(source.weight for source in task.calibration_sources)])
     main = _read_source(task, task.source, 0, seed, taken)
     # Selection and test lie where they would without further sources, if there are texts enough for that.
-    start = min(sizes.calibration, len(main) - sizes.selection - sizes.test)
+    others = sizes.selection + sizes.test + sizes.tuning
+    start = min(sizes.calibration, len(main) - others)
     if start < shares[0]:
+        tuning = f" + tuning {sizes.tuning}" if sizes.tuning else ""
         raise TaskError(
             f"task {task.name}: {task.source.path} has {len(main)} different usable texts, calibration {shares[0]} + "
-            f"selection {sizes.selection} + test {sizes.test} need {shares[0] + sizes.selection + sizes.test}; "
+            f"selection {sizes.selection} + test {sizes.test}{tuning} need {shares[0] + others}; "
             "lower splits.* or add data"
         )
     middle = start + sizes.selection
+    end = middle + sizes.test
     transfer = _read_source(task, task.transfer, 0, seed, taken)
     if len(transfer) < sizes.transfer:
         raise TaskError(
@@ -89,9 +95,11 @@ def load_splits(task: Task, seed: int, chat: Chat | None = None) -> dict[str, tu
         )
     scored = {
         "selection": tuple(main[start:middle]),
-        "test": tuple(main[middle : middle + sizes.test]),
+        "test": tuple(main[middle:end]),
         "transfer": tuple(transfer[: sizes.transfer]),
     }
+    if sizes.tuning:
+        scored[TUNING] = tuple(main[end : end + sizes.tuning])
     calibration = _calibration(task, seed, main, shares, scored)
     shown, calibration = _draw_shots(task, calibration)
     splits = {"calibration": calibration, **scored}
@@ -128,30 +136,6 @@ def cut_fractions(splits: Mapping[str, Sequence[Example]]) -> dict[str, float]:
         Split name -> fraction of its examples.
     """
     return {name: sum(item.cut for item in items) / len(items) for name, items in splits.items()}
-
-
-def label_ids(task: Task, encode: Callable[..., list[int]]) -> list[list[int]]:
-    """Tokenize a task's labels.
-
-    Args:
-        task: The task.
-        encode: ``LoadedModel.encode`` of the model that is asked.
-
-    Returns:
-        Token ids of each label.
-
-    Raises:
-        TaskError: If the tokens of one label begin those of another.
-    """
-    answers = list(task.labels.values())
-    ids = [encode(answer, special=False) for answer in answers]
-    for first, second in itertools.permutations(range(len(ids)), 2):
-        if ids[second][: len(ids[first])] == ids[first]:
-            raise TaskError(
-                f"task {task.name}: label '{answers[first]}' is the beginning of '{answers[second]}' in this model's "
-                "tokens, so the two cannot be told apart; choose other answers"
-            )
-    return ids
 
 
 def splits_sha256(splits: dict[str, tuple[Example, ...]]) -> dict[str, str]:

@@ -21,7 +21,7 @@ from sieve_edge.recipe import Recipe
 from sieve_edge.task.evaluate import relative_loss
 from sieve_edge.task.exam import LabelExam
 from sieve_edge.task.examiner import Examiner
-from sieve_edge.task.examples import Example
+from sieve_edge.task.examples import TUNING, Example
 from sieve_edge.tune.adapters import trainable
 from sieve_edge.tune.batches import (
     Batch,
@@ -50,7 +50,7 @@ def tune(
     out: Path,
     progress: Progress,
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Train the factors on the calibration split, and keep them if they hold on examples of another source.
+    """Train the factors on the task's examples, and keep them if they hold on examples of another source.
 
     Reads the checkpoint; writes one of the same shapes to ``out``, unless nothing is tuned. May be interrupted: it
     goes on from the last saved step. Costs passes forward and backward over the calibration split, of the dense
@@ -61,7 +61,8 @@ def tune(
         fused: Pruned model; changed in place.
         checkpoint: Its folder.
         examiner: Says what is asked.
-        splits: Examples; ``calibration`` to train on, ``selection`` to stop by, ``test`` and ``transfer`` to judge.
+        splits: Examples; ``calibration`` and ``TUNING`` to train on, ``selection`` to stop by, ``test`` and
+            ``transfer`` to judge.
         recipe: Settings.
         out: Work folder.
         progress: Where progress is shown.
@@ -228,7 +229,7 @@ def tune_model(
     Args:
         model: transformers model.
         loaded: Dense model, to distil from; its tokenizer is used.
-        splits: Examples; of them ``calibration`` is used.
+        splits: Examples; of them ``calibration`` and ``TUNING`` are used.
         recipe: Settings.
         scorer: Says when to stop.
         work: Folder of the state that an interrupted run goes on from.
@@ -237,7 +238,8 @@ def tune_model(
     Returns:
         ``(the model, adapters merged, how it went)``.
     """
-    wanted, (prefix, batches) = recipe.tune, right_answers(loaded, splits["calibration"], recipe)
+    wanted, examples = recipe.tune, (*splits["calibration"], *splits.get(TUNING, ()))
+    prefix, batches = right_answers(loaded, examples, recipe)
     steps = step_batches([len(batch.ids_BT) for batch in batches], wanted.batch_examples, wanted.epochs, recipe.seed)
     work.mkdir(parents=True, exist_ok=True)
 
@@ -264,5 +266,6 @@ def tune_model(
         log = train(trained, descend, lambda: scorer.selection_loss(model), schedule, work / STATE, progress)
         finished()
     fallbacks = restore_(model.requires_grad_(False), storages)
-    facts = {"steps": log.step, "best_step": log.best_step, "looks": log.looks, "fallbacks": fallbacks}
+    facts: dict[str, Any] = {"examples": len(examples), "steps": log.step, "best_step": log.best_step}
+    facts |= {"looks": log.looks, "fallbacks": fallbacks}
     return model, {**facts, "trained_params": sum(parameter.numel() for parameter in trained.values())}

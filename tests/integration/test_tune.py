@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from sieve_edge.artifacts import read_manifest
@@ -77,6 +78,19 @@ def test_the_tuned_factors_are_what_is_exported(tuned):
     assert done.returncode == 0, done.stderr
     exported = (folder / "export" / "pruned" / "sieve_edge.json").read_bytes()
     assert exported == (folder / "tune" / "sieve_edge.json").read_bytes()
+
+
+def test_further_examples_are_trained_on_and_make_only_tune_run_again(tuned, toy_task, tmp_path):
+    folder, words, _ = tuned
+    assert read_manifest(folder / "tune").metrics["training"]["examples"] == 200
+    tree = yaml.safe_load(toy_task.read_text())
+    tree["splits"]["tuning"] = 20
+    task = tmp_path / toy_task.name
+    task.write_text(yaml.safe_dump(tree))
+    done = command("tune", *words, "--task", task, *options("tune.method=lora", "tune.compare_dense=false"))
+    assert done.returncode == 0, done.stderr
+    assert all(f"{verb}: up to date" in done.stderr for verb in ("calibrate", "learn", "search", "fuse"))
+    assert read_manifest(folder / "tune").metrics["training"]["examples"] == 220
 
 
 @pytest.mark.parametrize("settings", [("tune.method=full_factors", "tune.loss=distil", "tune.learning_rate=0.0003")])

@@ -52,6 +52,17 @@ def test_the_seed_fixes_the_splits_and_their_hashes(make):
     assert all(splits_sha256(first)[name] != splits_sha256(other)[name] for name in SIZES)
 
 
+def test_examples_for_tuning_are_further_ones(make):
+    table, others = rows(150), rows(60, start=500)
+    without = load_splits(make(table, others), 0)
+    asked = load_splits(make(table, others, splits={**SIZES, "tuning": 40}), 0)
+    assert {name: asked[name] for name in SIZES} == without
+    texts = {example.text for examples in asked.values() for example in examples}
+    assert len(texts) == sum(SIZES.values()) + 40 == sum(map(len, asked.values()))
+    with pytest.raises(TaskError, match=r"150 different usable texts.*\+ tuning 100 need 160"):
+        load_splits(make(table, others, splits={**SIZES, "tuning": 100}), 0)
+
+
 def test_prompts_labels_and_the_word_limit(make):
     task = make(rows(100), rows(60, start=500))
     task = task.model_copy(update={"transfer": task.transfer.model_copy(update={"max_words": 2})})

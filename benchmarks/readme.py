@@ -146,11 +146,11 @@ def waterfall() -> str:
         "prompt_tokens_per_s": "prompt tokens/s",
     }
     digits = (0, 3, 3, 1, 1, 0)
-    lines = [["format", "step", *columns.values()], ["---"] * (2 + len(columns))]
+    lines = [["format", "step", "weights", *columns.values()], ["---"] * (3 + len(columns))]
     for row in read_json(file)["rows"]:
         values = zip((row[name] for name in columns), digits, strict=True)
         cells = ["" if value is None else f"{value:.{places}f}" for value, places in values]
-        lines.append([row["format"], row["step"], *cells])
+        lines.append([row["format"], row["step"], row["weights"], *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -2,8 +2,8 @@
 
 For ONNX and for GGUF, from the file that the build started from to the smallest artifact: size, accuracy on the test
 and transfer sets in the target's runtime with the prior fitted on the selection split there, and times of all steps in
-turn in one process. The source is 4-bit already; every other step starts from its weights, dequantized. Runs lie in
-``runs/``; an interrupted benchmark goes on.
+turn in one process. The source is 4-bit already, and llama.cpp runs it as it is; every other step starts from its
+weights, dequantized. Runs lie in ``runs/``; an interrupted benchmark goes on.
 """
 
 import copy
@@ -20,6 +20,7 @@ import numpy as np
 from benchmarks._common import QUICK_UNIFORM, Demo, finish, load_demo, options, quick_task
 from sieve_edge.artifacts import read_manifest, read_plan
 from sieve_edge.config import Target
+from sieve_edge.device.llama import GGUF
 from sieve_edge.device.runtimes import WEIGHTS, Runtime, open_tokenizer, scoring_tokens
 from sieve_edge.device.timing import time_models
 from sieve_edge.export import export
@@ -36,6 +37,7 @@ from sieve_edge.run import Run
 from sieve_edge.tune import Scorer, tune_model
 from sieve_edge.vocabulary import smaller_vocabulary
 
+SOURCE = "source"
 QUICK_SETTINGS = (
     *QUICK_UNIFORM,
     "tune.epochs=0.2",
@@ -44,6 +46,14 @@ QUICK_SETTINGS = (
 SETTINGS = ("tune.method=lora", "tune.keep=always", "tune.compare_dense=false", "vocabulary.keep=auto")
 TARGETS = {"onnx": "x86-cpu", "gguf": "x86-gguf"}
 QUANTIZATIONS = {"onnx": ("int8", "int4"), "gguf": ("Q8_0", "Q4_0")}
+FIGURES = (
+    "size_mib",
+    "test_accuracy",
+    "transfer_accuracy",
+    "time_per_answer_ms",
+    "tokens_per_s",
+    "prompt_tokens_per_s",
+)
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,7 @@ class Step:
     name: str
     make: Callable[[], tuple[Any, Any]]
     quantization: str = "F32"
+    rounding: str = "gptq"
 
 
 def main() -> None:
@@ -60,38 +71,55 @@ def main() -> None:
     arguments = options(__doc__)
     started = time.perf_counter()
     demo = load_demo(arguments)
-    rows: list[dict[str, Any]] = []
-    for format_ in TARGETS:
-        rows += _format_rows(demo, format_, arguments)
-        # Each format takes most of an hour; what is known is kept.
-        finish("waterfall", demo, arguments, started, rows)
+    rows = [row for format_ in TARGETS for row in _format_rows(demo, format_, arguments)]
+    finish("waterfall", demo, arguments, started, rows)
 
 
 def _format_rows(demo: Demo, format_: str, arguments: Namespace) -> list[dict[str, Any]]:
+    """Measure the steps of one format, or read what an interrupted benchmark left."""
     run = _run(demo, format_, arguments)
     build(run, "vocabulary")
     root = _root(run)
+    file = root / "rows.json"
+    if not file.is_file():
+        write_json(file, _measure(run, format_, root, 3 if arguments.quick else 20))
+    rows: list[dict[str, Any]] = read_json(file)
+    return rows
+
+
+def _measure(run: Run, format_: str, root: Path, repeats: int) -> list[dict[str, Any]]:
+    steps = {step.name: step for step in _steps(run, format_)}
     folders = {}
-    for step in _steps(run, format_):
-        folders[step.name] = _exported(run, step, root / step.name.replace("+", "-"))
+    for name, step in steps.items():
+        folders[name] = _exported(run, step, root / name.replace("+", "-").replace(", ", "-"))
+    if format_ == "gguf":
+        folders = {SOURCE: _source_folder(run, folders["dense"], root / SOURCE), **folders}
     runtime = Runtime(run.target.runtime, run.target.threads)
-    rows = [_source_row(run, format_)]
-    models = {}
-    for name, folder in folders.items():
-        rows.append({"step": name, "format": format_, "size_mib": _mib(folder), **_accuracies(run, folder, runtime)})
-        models[name] = runtime.open(folder, 1024)
+    scores = {name: _accuracies(run, folder, runtime) for name, folder in folders.items()}
+    models = {name: runtime.open(folder, 1024) for name, folder in folders.items()}
     text = run.splits["test"][0].prompt
     prompts = {name: open_tokenizer(folder).encode(text).ids for name, folder in folders.items()}
-    repeats = 3 if arguments.quick else 20
     timings = time_models(models, prompts, 1, run.target.workload.decode_tokens, repeats, np.random.default_rng(0))
-    for row in rows[1:]:
-        timing = timings[row["step"]]
-        row |= {
-            "time_per_answer_ms": timing.time_per_answer_ms,
-            "tokens_per_s": timing.tokens_per_s,
-            "prompt_tokens_per_s": timing.prompt_tokens_per_s,
-        }
-    return rows
+    shipped = {"size_mib": run.source.weight_bytes() / 2**20}
+    # ONNX Runtime cannot run the file that everything starts from.
+    source: dict[str, Any] = {"weights": "4-bit, as shipped", **dict.fromkeys(FIGURES), **shipped, "fallbacks": []}
+    rows: dict[str, dict[str, Any]] = {SOURCE: source}
+    for name, folder in folders.items():
+        timing = {figure: getattr(timings[name], figure) for figure in FIGURES[3:]}
+        rows.setdefault(name, {"size_mib": _mib(folder)})
+        rows[name] |= {**scores[name], **timing}
+        if name in steps:
+            rows[name] |= {"weights": steps[name].quantization, "fallbacks": _fallbacks(folder)}
+    return [{"step": name, "format": format_, **row} for name, row in rows.items()]
+
+
+def _source_folder(run: Run, dense: Path, folder: Path) -> Path:
+    """Put the file that everything starts from, as it is, beside the tokenizer that the dense export has."""
+    folder.mkdir(exist_ok=True)
+    for name, target in ((GGUF, run.source.files()[0]), ("tokenizer.json", dense / "tokenizer.json")):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(target.resolve())
+    return folder
 
 
 def _root(run: Run) -> Path:
@@ -128,9 +156,12 @@ def _steps(run: Run, format_: str) -> Iterator[Step]:
     yield Step("dense+vocabulary+4bit", lambda: _dense_vocabulary(run), four)
     yield Step("pruned", lambda: (_unrefitted(run), whole))
     yield Step("refit", lambda: (load_checkpoint(run.folder("fuse"), "cpu"), whole))
-    yield Step("tuned", lambda: (load_checkpoint(run.folder("tune"), "cpu"), whole))
+    # That of fuse, where training never helped.
+    yield Step("tuned", lambda: (load_checkpoint(run.checkpoint(("tune",)), "cpu"), whole))
     yield Step("vocabulary", lambda: checkpoint("vocabulary"))
     yield Step("8bit", lambda: checkpoint("vocabulary"), eight)
+    if format_ == "onnx":
+        yield Step("4bit, nearest", lambda: checkpoint("vocabulary"), four, "nearest")
     yield Step("4bit", lambda: checkpoint("vocabulary"), four)
 
 
@@ -166,16 +197,22 @@ def _exported(run: Run, step: Step, folder: Path) -> Path:
         target: Target = run.target.model_copy(update={"quantization": step.quantization})
         texts = [example.prompt for example in run.splits["calibration"][: run.recipe.quantize.prompts]]
         prompts = {"pruned": [tokenizer.backend_tokenizer.encode(text).ids for text in texts]}
-        quantize({"pruned": model}, prompts, target, run.recipe.quantize, folder / "plan", run.progress)
+        recipe = run.recipe.quantize.model_copy(update={"method": step.rounding})
+        _, planned = quantize({"pruned": model}, prompts, target, recipe, folder / "plan", run.progress)
         models, tokenizers = {"pruned": model}, {"pruned": tokenizer}
-        export(models, tokenizers, texts[:2], step.name, folder / "plan", target, folder, lambda _: None)
-        (folder / "done").touch()
+        _, met = export(models, tokenizers, texts[:2], step.name, folder / "plan", target, folder, lambda _: None)
+        write_json(folder / "done", [*planned, *met])
     return folder / "pruned"
+
+
+def _fallbacks(folder: Path) -> list[str]:
+    found: list[str] = read_json(folder.parent / "done")
+    return found
 
 
 def _accuracies(run: Run, folder: Path, runtime: Runtime) -> dict[str, float]:
     """Score in the target's runtime; kept beside the folder, since it takes a minute and more."""
-    file = folder.parent / "accuracies.json"
+    file = folder / "accuracies.json"
     if file.is_file():
         kept: dict[str, float] = read_json(file)
         return kept
@@ -192,12 +229,6 @@ def _accuracies(run: Run, folder: Path, runtime: Runtime) -> dict[str, float]:
             found[f"{split}_accuracy"] = exam.grade(answers, prior).score
     write_json(file, found)
     return found
-
-
-def _source_row(run: Run, format_: str) -> dict[str, Any]:
-    size: dict[str, Any] = {"step": "source (4-bit)", "format": format_, "size_mib": run.source.weight_bytes() / 2**20}
-    figures = ("test_accuracy", "transfer_accuracy", "time_per_answer_ms", "tokens_per_s", "prompt_tokens_per_s")
-    return size | dict.fromkeys(figures)
 
 
 def _mib(folder: Path) -> float:

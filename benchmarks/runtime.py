@@ -84,7 +84,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     models = {
         "SmolLM2": lambda: demo.loaded.model,
-        "1B shape": lambda: _random_model(demo.loaded.model.config.vocab_size),
+        "1B shape": lambda: random_model(demo.loaded.model.config.vocab_size),
     }
     makers = {name: functools.cache(make) for name, make in models.items()}
     for setting in (SMALL[0], SMALL[4]) if arguments.quick else (*SMALL, *LARGE):
@@ -111,9 +111,9 @@ def _compare(setting: Setting, model: Any, demo: Demo, arguments: Namespace) -> 
     prompt = rng.integers(10, min(1000, len(tokenizer)), PROMPT_TOKENS).tolist()
     with tempfile.TemporaryDirectory() as folder:
         kept = {}
-        for name, fraction, form in _forms(model, setting, factors):
+        for name, fraction, form in forms_of(model, setting, factors):
             kept[name] = fraction
-            _write(form, tokenizer, setting, demo.target, Path(folder) / name)
+            write_form(form, tokenizer, setting, demo.target, Path(folder) / name)
         for threads in (arguments.threads,) if arguments.quick else (1, 2):
             runtime = Runtime(setting.runtime, threads)
             models = {name: runtime.open(Path(folder) / name, 2 * (PROMPT_TOKENS + decode_tokens)) for name in kept}
@@ -159,8 +159,17 @@ def _bounds(model: Any, kept: float, sizes: float) -> dict[str, float]:
     return {"prompt bound": (linears + head) / (kept * linears + head), "decode bound": sizes}
 
 
-def _forms(model: Any, setting: Setting, factors: tuple[float, ...]) -> Iterator[tuple[str, float, Any]]:
-    """Yield the dense model and its smaller forms: name, kept fraction of the linears, model."""
+def forms_of(model: Any, setting: Setting, factors: tuple[float, ...]) -> Iterator[tuple[str, float, Any]]:
+    """Make the forms that are compared.
+
+    Args:
+        model: Dense model.
+        setting: Storages and multiples of ranks.
+        factors: Fractions of each matrix that smaller forms keep.
+
+    Yields:
+        Name, kept fraction of the linears, and model: the dense one, then the smaller ones.
+    """
     yield "dense", 1.0, model
     plain = find_matrices(model, model.config.model_type)
     for storage in setting.storages:
@@ -197,7 +206,16 @@ def shrink_(model: Any, specs: tuple[MatrixSpec, ...], ranks: Ranks, storage: st
     model.requires_grad_(False)
 
 
-def _write(model: Any, tokenizer: Any, setting: Setting, target: Target, folder: Path) -> None:
+def write_form(model: Any, tokenizer: Any, setting: Setting, target: Target, folder: Path) -> None:
+    """Write a form as its runtime loads it.
+
+    Args:
+        model: The form.
+        tokenizer: Its tokenizer.
+        setting: Runtime and quantization.
+        target: Any target; its other fields stay.
+        folder: New folder.
+    """
     folder.mkdir()
     format_ = "onnx" if setting.runtime == "onnxruntime" else "gguf"
     wanted = target.model_copy(update={"format": format_, "quantization": setting.quantization})
@@ -208,7 +226,15 @@ def _mib(folder: Path) -> float:
     return sum(file.stat().st_size for file in folder.glob(WEIGHTS)) / 2**20
 
 
-def _random_model(vocab_size: int) -> Any:
+def random_model(vocab_size: int) -> Any:
+    """Make the 1B shape.
+
+    Args:
+        vocab_size: Tokens.
+
+    Returns:
+        transformers model with random weights.
+    """
     config = AutoConfig.for_model("llama", **BILLION, vocab_size=vocab_size)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")

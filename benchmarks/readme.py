@@ -62,6 +62,7 @@ def render(text: str) -> str:
         "waterfall": waterfall,
         "runtime": runtime,
         "fixed": fixed,
+        "operators": operators,
         "containers": containers,
         "help": help_text,
         "files": files,
@@ -205,6 +206,26 @@ def fixed() -> str:
             miss = np.abs(slope * size + fixed_ms - spent_ms).max()
             cells += [f"{spent_ms[0]:.1f}", f"{fixed_ms:.1f} (line within {miss:.1f})"]
         lines.append((*measured, *cells))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def operators() -> str:
+    """Make the table of where a decode step and a prompt spend their time, the five longest operators of each.
+
+    Returns:
+        Markdown.
+    """
+    file = RESULTS / "operators.json"
+    if not file.is_file():
+        return "Not measured yet: `python -m benchmarks.operators`."
+    spent: dict[tuple[str, ...], list[tuple[str, float]]] = {}
+    columns = ("model", "runtime", "weights", "phase", "form")
+    for row in read_json(file)["rows"]:
+        spent.setdefault(tuple(row[name] for name in columns), []).append((row["operator"], row["ms"]))
+    lines = [[*columns, "ms", "of these"], ["---"] * 7]
+    for key, times in sorted(spent.items(), key=lambda item: item[0][:4]):
+        longest = ", ".join(f"{name} {ms:.1f}" for name, ms in times[:5])
+        lines.append([*key, f"{sum(ms for _, ms in times):.1f}", longest])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -208,7 +208,7 @@ make_image() { # FILE TAG [ARGUMENT...]
     # HEALTHCHECK is no part of podman's own format.
     if [[ ${builder[0]} != docker ]]; then options+=(--format docker); fi
     for mount in ${BUILD_MOUNTS:-}; do options+=(--volume "$mount"); done
-    for name in BASE_IMAGE RUN_IMAGE PYTHON_VERSION TORCH_INDEX LLAMA_CPP NATIVE CUDA_ARCHITECTURES JOBS; do
+    for name in BASE_IMAGE RUN_IMAGE TORCH_INDEX LLAMA_CPP NATIVE CUDA_ARCHITECTURES JOBS; do
         if [[ -n ${!name:-} ]] && grep -q "^ARG $name=" "$1"; then options+=(--build-arg "$name=${!name}"); fi
     done
     say "${builder[*]}: $2"

@@ -51,7 +51,9 @@ class Machine:
         for pattern in ("docker/*.Dockerfile", "scripts/engine.sh", "scripts/target.sh", "targets/*.yaml"):
             for file in CHECKOUT.glob(pattern):
                 shutil.copy(file, self.checkout / file.relative_to(CHECKOUT).parent, follow_symlinks=False)
-        self.write(self.checkout / "scripts/setup.sh", f'{SCRIPT}echo "setup $*" >>"$LOG"\n')
+        self.write(
+            self.checkout / "scripts/setup.sh", f'{SCRIPT}echo "setup $*${{ACCELERATOR:+ for $ACCELERATOR}}" >>"$LOG"\n'
+        )
         self.write(
             self.checkout / ".venv/bin/sieve-edge", f'{SCRIPT}echo "local $*" >>"$LOG"; exit "${{LOCAL_ENDS:-$ENDS}}"\n'
         )

@@ -178,6 +178,15 @@ def test_a_search_that_times_a_device_behind_ssh_runs_here(machine: Machine, tmp
     assert told.endswith("ENGINE=local builds without\n")
 
 
+def test_a_machine_that_is_the_device_gets_its_own_llama_cpp_for_cuda(machine: Machine, tmp_path: Path) -> None:
+    machine.install("docker")
+    file = target_file(tmp_path, "format: gguf", "gpu_layers: 999", "connection: local")
+    code, told, ran = machine.build(str(file), (), LABEL=machine.label(TARGET=str(file)))
+    assert code == 4
+    assert told == "engine: local, in .venv: the pipeline's image has no llama.cpp for this machine's GPU\n"
+    assert ran == ["setup torch gguf demo for cuda", f"local build --target {file}"]
+
+
 def test_what_only_validate_knows_is_not_asked_of_export(machine: Machine) -> None:
     machine.install("docker")
     _, _, ran = machine.build("x86-cpu", ("--require-device", "--quiet"), LABEL=machine.label())

@@ -5,21 +5,18 @@ SHELL := /bin/bash
 
 TARGET ?= x86-cpu
 PY := .venv/bin/python
-# The runtime that the target's file asks for; TARGET is a shipped name or a YAML file.
-asks = $(shell grep -s '^$(1)' $(wildcard targets/$(TARGET).yaml $(TARGET)) /dev/null)
-ONNX := $(if $(call asks,execution_provider: CUDA),onnx-gpu,onnx)
-GGUF := $(if $(call asks,runtime: llama.cpp-stock),gguf-stock,gguf)
-RUNTIME := $(if $(call asks,format: gguf),$(GGUF),$(ONNX))
+# The build of ONNX Runtime that the target's file asks for; TARGET is a shipped name or a YAML file.
+ONNX = $(if $(filter onnx-gpu,$(firstword $(shell scripts/target.sh '$(TARGET)'))),onnx-gpu,onnx)
 BENCHMARKS := $(patsubst benchmarks/%.py,%,$(filter-out benchmarks/_% benchmarks/readme.py benchmarks/pictures.py,$(wildcard benchmarks/*.py)))
 
 help:  ## List the commands and their variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-15s %s\n", $$1, $$2} /^## /{print substr($$0, 4)}' $(MAKEFILE_LIST)
 
 build:  ## Build TARGET's model: sets itself up, then prunes, exports and validates
-	@RUNTIME=$(RUNTIME) scripts/engine.sh build $(TARGET) $(ARGS)
+	@scripts/engine.sh build '$(TARGET)' $(ARGS)
 
 image:  ## Make the container images: the pipeline's for TARGET, and its device's
-	@RUNTIME=$(RUNTIME) scripts/engine.sh image
+	@TARGET='$(TARGET)' scripts/engine.sh image
 
 setup:  ## Install everything that building and testing need into .venv
 	@scripts/setup.sh dev torch $(ONNX) gguf demo

@@ -1,7 +1,8 @@
 # The pipeline: prunes, exports and validates. `make image` builds it, `make build` runs it.
 #
 #   BASE_IMAGE    Debian or Ubuntu with Python 3.11 or newer and its venv module
-#   ACCELERATOR   cpu, or cuda: CUDA comes with the wheels of torch and onnxruntime-gpu, the driver from the host
+#   ACCELERATOR   cpu, or cuda: CUDA comes with the wheels of torch and onnxruntime-gpu, the driver from the host. llama.cpp
+#                 is for the processor in both, which stands in for the device's GPU. The image for cuda was never made.
 #   TORCH_INDEX   index of PyTorch's CPU builds; without it an x86-64 image for cpu holds CUDA too, several GB
 #   LLAMA_CPP     gguf (llama.cpp that loads factored weights), gguf-stock (as it is) or none
 #   NATIVE        ON compiles llama.cpp for the processor that builds the image, OFF for others like it too
@@ -38,7 +39,7 @@ RUN case $ACCELERATOR in \
         *) echo "ACCELERATOR must be cpu or cuda" >&2; exit 2 ;; \
     esac \
     && if [ "$LLAMA_CPP" = none ]; then llama_cpp=; else llama_cpp=$LLAMA_CPP; fi \
-    && scripts/setup.sh torch "$onnx" ${llama_cpp:+"$llama_cpp"} tune data rouge judge serve
+    && ACCELERATOR=cpu scripts/setup.sh torch "$onnx" ${llama_cpp:+"$llama_cpp"} tune data rouge judge serve
 COPY targets targets
 COPY sieve_edge sieve_edge
 

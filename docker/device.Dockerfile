@@ -6,6 +6,9 @@
 #   BASE_IMAGE   Debian or Ubuntu with Python and its venv module, for building
 #   RUN_IMAGE    what the image adds to: Python PYTHON_VERSION and libstdc++; for gguf libgomp too
 #   RUNTIME      onnx, gguf (llama.cpp that loads factored weights, compiled here) or gguf-stock (as it is)
+#   ACCELERATOR  cpu, or cuda: llama.cpp for NVIDIA GPUs, where both images hold the CUDA toolkit, as NVIDIA's JetPack
+#                does; not for onnx. Never made or run: no such device was at hand
+#   CUDA_ARCHITECTURES  that it is compiled for; 87 is Jetson Orin. No GPU is seen while an image is made
 #   NATIVE, JOBS as in build.Dockerfile
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 ARG RUN_IMAGE=${BASE_IMAGE}
@@ -17,6 +20,8 @@ COPY constraints.txt ./
 COPY docker/llama.cpp docker/llama.cpp
 COPY scripts/runtime.sh scripts/
 ARG RUNTIME=onnx
+ARG ACCELERATOR=cpu
+ARG CUDA_ARCHITECTURES=87
 ARG NATIVE=OFF
 ARG JOBS=
 # hadolint ignore=DL3008,DL3015

@@ -140,7 +140,9 @@ class Target(Strict):
         "device is at hand, and time limits are not verified.",
     )
     image: str | None = Field(
-        None, description="Base image of the device's container; left out, that of docker/device.Dockerfile."
+        None,
+        description="Image that the device's container starts from, a Debian or Ubuntu for the device's kind of "
+        "machine; left out, that of docker/device.Dockerfile.",
     )
     model: str = Field(description="Default model: a directory, a GGUF file, package:PATH or hf:ID.")
     task: str = Field(description="Default task: a shipped name or a YAML file.")

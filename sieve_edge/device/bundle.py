@@ -21,10 +21,13 @@ from sieve_edge.files import disk_errors, file_sha256
 SCRIPTS = Path(__file__).parent / "bundle_scripts"
 _PAGES = ("report.md", "report.html", "result.json")
 _ENGINES = ("docker", "podman", "buildah")
+_PLATFORMS = {"x86_64": "linux/amd64", "aarch64": "linux/arm64"}
+_IMAGES = {"onnxruntime": "onnx", "llama.cpp": "gguf", "llama.cpp-stock": "gguf-stock"}
+"""Runtime -> tag of the device image that ``make image`` makes for it."""
 
 
 def write_bundle(run: Path, out: Path, machine: str | None, cache: Path) -> dict[str, Any]:
-    """Write the archive of a build.
+    """Write the archive of a build; one that is not finished is an error.
 
     Args:
         run: The run's folder, with a finished validation.
@@ -35,15 +38,10 @@ def write_bundle(run: Path, out: Path, machine: str | None, cache: Path) -> dict
 
     Returns:
         JSON-compatible: ``bundle``, ``bytes``, ``sha256`` and ``files``.
-
-    Raises:
-        ArtifactError: If the build is not finished.
     """
-    if not (run / "validate" / MANIFEST).is_file():
-        raise ArtifactError(f"{run}: not a finished build, it has no validate/{MANIFEST}; run sieve-edge build")
+    target = _target(run)
     for verb in ("export", "validate"):
         verify(run / verb)
-    target = Target.model_validate(read_manifest(run / "validate").settings["target"])
     files = _files(run, target, machine, cache)
     made = _made(target, files)
     name = out.name.removesuffix(".tar.gz").removesuffix(".tgz")
@@ -66,13 +64,35 @@ def write_bundle(run: Path, out: Path, machine: str | None, cache: Path) -> dict
     }
 
 
-def make_image(bundle: Path, tag: str, base: str) -> dict[str, str]:
+def device_image(run: Path) -> str:
+    """Name the device image that ``scripts/engine.sh`` makes for a build's target.
+
+    Args:
+        run: The run's folder, with a finished validation.
+
+    Returns:
+        Name and tag.
+
+    Raises:
+        EnvironmentMissing: If it makes none.
+    """
+    target = _target(run)
+    if target.accelerated and target.format == "onnx":
+        raise EnvironmentMissing(
+            f"make image makes none with {target.execution_provider}, which target {target.name} asks for; name one "
+            "that holds it and Python's packages numpy, pydantic and tokenizers with --base"
+        )
+    return f"sieve-edge-device:{_IMAGES[target.runtime]}{'-cuda' if target.accelerated else ''}"
+
+
+def make_image(bundle: Path, tag: str, base: str, machine: str | None) -> dict[str, str]:
     """Make a device image around a bundle.
 
     Args:
         bundle: The archive.
         tag: Name of the image.
         base: Device image to start from, see ``docker/device.Dockerfile``.
+        machine: Kind of machine whose packages are in the bundle; None for that of the engine.
 
     Returns:
         JSON-compatible: ``image`` and ``engine``.
@@ -88,8 +108,12 @@ def make_image(bundle: Path, tag: str, base: str) -> dict[str, str]:
     text = f'FROM {base}\nADD {bundle.name} /opt/\nWORKDIR /opt/{folder}\nENTRYPOINT ["/bin/sh", "check.sh"]\n'
     file = bundle.with_name(f".{bundle.name}.Dockerfile")
     file.write_text(text, encoding="utf-8")
+    # HEALTHCHECK, which the base has, is no part of the other engines' own format.
+    options = [] if engine == "docker" else ["--format", "docker"]
+    if machine in _PLATFORMS:
+        options += ["--platform", _PLATFORMS[machine]]
     try:
-        command = [engine, "build", "-f", str(file), "-t", tag, str(bundle.parent)]
+        command = [engine, "build", *options, "-f", str(file), "-t", tag, str(bundle.parent)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     finally:
         file.unlink()
@@ -97,6 +121,13 @@ def make_image(bundle: Path, tag: str, base: str) -> dict[str, str]:
         said = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise EnvironmentMissing(f"{engine} cannot build {tag} from {base}: {said}")
     return {"image": tag, "engine": engine}
+
+
+def _target(run: Path) -> Target:
+    """Read the target that a build was validated for."""
+    if not (run / "validate" / MANIFEST).is_file():
+        raise ArtifactError(f"{run}: not a finished build, it has no validate/{MANIFEST}; run sieve-edge build")
+    return Target.model_validate(read_manifest(run / "validate").settings["target"])
 
 
 def _files(run: Path, target: Target, machine: str | None, cache: Path) -> dict[str, Path]:

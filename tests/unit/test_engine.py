@@ -1,81 +1,11 @@
 """``scripts/engine.sh`` takes docker or podman only where it can run the image, and says what it took and why."""
 
 import os
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
-CHECKOUT = Path(__file__).parents[2]
-TOOLS = (
-    *("bash", "cut", "dirname", "env", "find", "grep", "id", "mkdir", "realpath", "sha256sum", "sort", "timeout"),
-    *("touch", "uname", "xargs"),
-)
-SCRIPT = "#!/usr/bin/env bash\n"
-# Answers like an engine whose image carries $LABEL, writes down what it is asked to run, and ends like what it ran.
-ENGINE = f"""{SCRIPT}
-case "$1 $2" in
-    "info ") [[ -z $DEAF ]] || {{ echo "first line" >&2; echo "no daemon" >&2; exit 1; }} ;;
-    "image inspect") [[ -n $LABEL ]] || exit 1; echo "$LABEL" ;;
-    "build "*) echo "$0 $*" >>"$LOG" ;;
-    "run "*)
-        [[ -z $LAME ]] || {{ echo "crun: unknown cgroups" >&2; exit 126; }}
-        echo "${{0##*/}} $*" >>"$LOG"
-        [[ $* != *" build "* ]] || exit "$ENDS"
-        ;;
-esac
-"""
-
-
-class Machine:
-    """A checkout with the script, and a PATH that holds nothing but what it needs and the engines of a test."""
-
-    def __init__(self, root: Path) -> None:
-        self.checkout, self.bin, self.log = root / "checkout", root / "bin", root / "log"
-        for folder in ("scripts", "docker/llama.cpp", "sieve_edge", "targets", ".venv/bin"):
-            (self.checkout / folder).mkdir(parents=True)
-        for name in ("constraints.txt", "pyproject.toml", "demo-requirements.txt", "docker/build.Dockerfile"):
-            (self.checkout / name).write_bytes((CHECKOUT / name).read_bytes())
-        shutil.copy(CHECKOUT / "docker/device.Dockerfile", self.checkout / "docker")
-        shutil.copy(CHECKOUT / "scripts/engine.sh", self.checkout / "scripts")
-        self.write(self.checkout / "scripts/setup.sh", f'{SCRIPT}echo "setup $*" >>"$LOG"\n')
-        self.write(self.checkout / ".venv/bin/sieve-edge", f'{SCRIPT}echo "local $*" >>"$LOG"; exit "$ENDS"\n')
-        self.bin.mkdir()
-        for tool in TOOLS:
-            (self.bin / tool).symlink_to(str(shutil.which(tool)))
-        self.environment = {"PATH": str(self.bin), "HOME": str(root), "LOG": str(self.log), "ENDS": "4"}
-
-    @staticmethod
-    def write(path: Path, text: str) -> None:
-        path.write_text(text, encoding="utf-8")
-        path.chmod(0o755)
-
-    def install(self, *engines: str) -> None:
-        for name in engines:
-            self.write(self.bin / name, ENGINE)
-
-    def label(self) -> str:
-        """Label that an image of these sources carries, as ``image`` gives it."""
-        self.run("image", "build", BUILDER=str(self.bin / "docker") + " build")
-        told = self.log.read_text(encoding="utf-8")
-        self.log.unlink()
-        return told.partition("sieve-edge.sources=")[2].split()[0]
-
-    def run(self, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [self.checkout / "scripts/engine.sh", *words],
-            env={**self.environment, **more},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    def build(self, **more: str) -> tuple[int, str, list[str]]:
-        """Exit code, standard error and what was run."""
-        done = self.run("build", "x86-cpu", "--set", "tolerance=0.02", **more)
-        return done.returncode, done.stderr, self.log.read_text(encoding="utf-8").splitlines()
-
+from tests.machine import Machine
 
 LOCAL = ["setup torch onnx demo", "local build --target x86-cpu --set tolerance=0.02"]
 
@@ -103,8 +33,11 @@ def test_engine_local_asks_nobody(machine: Machine) -> None:
     ("state", "reason"),
     [
         ({"DEAF": "1"}, "docker does not answer (no daemon)"),
-        ({}, "docker has no image sieve-edge:cpu, 'make image' makes it"),
-        ({"LABEL": "old"}, "docker's image sieve-edge:cpu is not of these sources, 'make image' renews it"),
+        ({}, "docker has no image sieve-edge:cpu, 'make image TARGET=x86-cpu' makes it"),
+        (
+            {"LABEL": "old"},
+            "docker's image sieve-edge:cpu is not of these sources, 'make image TARGET=x86-cpu' renews it",
+        ),
         ({"LABEL": "", "LAME": "1"}, "docker cannot run sieve-edge:cpu (crun: unknown cgroups)"),
     ],
 )
@@ -146,15 +79,120 @@ def test_the_first_that_can_builds_with_validate_off_the_network(machine: Machin
     assert " --network none " in build
     assert build.endswith(" sieve-edge:cpu sieve-edge build --target x86-cpu --set tolerance=0.02")
     assert "--gpus" not in "".join(ran)
-    assert len(machine.build(LABEL=label)[2]) == len(ran) + 3  # the demo is there
+    assert len(machine.build(LABEL=label)[2]) == len(ran) - 1  # the demo is there
 
 
-@pytest.mark.parametrize(("name", "flag"), [("docker", "--gpus=all"), ("podman", "--device=nvidia.com/gpu=all")])
-def test_a_target_for_cuda_gets_the_gpus(machine: Machine, name: str, flag: str) -> None:
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [("x86-cuda", "podman"), ("jetson", "podman"), ("jetson", "docker"), ("jetson-orin-trt", "docker")],
+)
+def test_a_target_for_cuda_gets_the_gpus(machine: Machine, target: str, name: str) -> None:
     machine.install("docker", name)
-    _, _, ran = machine.build(LABEL=machine.label(), RUNTIME="onnx-gpu", ENGINE=name)
+    flag = {"docker": "--gpus=all", "podman": "--device=nvidia.com/gpu=all"}[name]
+    _, _, ran = machine.build(target, LABEL=machine.label(TARGET=target), ENGINE=name)
     assert len(ran) == 4
     assert all(flag in line and "sieve-edge:cuda" in line for line in ran)
+    # What the user says of the device comes later, and so wins.
+    assert ran[-1].endswith(f"sieve-edge build --target {target} --set device=cuda --set tolerance=0.02")
+
+
+@pytest.mark.parametrize(
+    ("target", "made", "reason"),
+    [
+        ("x86-gguf", {"LLAMA_CPP": "none"}, "is without llama.cpp"),
+        ("x86-gguf", {"LLAMA_CPP": "gguf-stock"}, "is without llama.cpp"),
+        ("x86-gguf-stock", {"LLAMA_CPP": "none"}, "is without llama.cpp"),
+        ("x86-gguf-stock", {"LLAMA_CPP": "gguf-stock"}, None),
+        ("x86-gguf-stock", {}, None),
+        ("x86-cpu", {"LLAMA_CPP": "none"}, None),
+        ("jetson", {"ACCELERATOR": "cpu"}, "is not for CUDA"),
+    ],
+)
+def test_an_image_that_lacks_what_the_target_needs_is_passed_over(
+    machine: Machine, target: str, made: dict[str, str], reason: str | None
+) -> None:
+    machine.install("docker")
+    code, told, _ = machine.build(target, LABEL=machine.label(**made), ENGINE="docker", IMAGE="mine")
+    assert code == (4 if reason is None else 5)
+    if reason is not None:
+        needed = f"docker's image mine {reason}, which {target} needs; 'make image TARGET={target}' makes one"
+        assert told == f"engine: ENGINE=docker: {needed}\n"
+
+
+def target_file(folder: Path, *changes: str) -> Path:
+    """A user's target, written as YAML may be."""
+    folder.mkdir(exist_ok=True)
+    file = folder / "mine.yaml"
+    file.write_text("\n".join(("name: mine", *changes, "")), encoding="utf-8")
+    return file
+
+
+@pytest.mark.parametrize("name", ["docker", "podman"])
+def test_a_target_outside_the_checkout_is_there_in_the_container(machine: Machine, tmp_path: Path, name: str) -> None:
+    machine.install("docker", name)
+    file = target_file(tmp_path / "elsewhere", "format: onnx")
+    link = tmp_path / "link.yaml"
+    link.symlink_to(file)
+    for target, mounted in ((str(file), [file]), ("../elsewhere/mine.yaml", [file]), (str(link), [link, file])):
+        _, _, ran = machine.build(target, LABEL=machine.label(), ENGINE=name, MODELS=str(file))
+        for line in ran[-2:]:
+            assert [line.count(f" --volume {each}:{each}:ro ") for each in mounted] == [1] * len(mounted), line
+    inside = target_file(machine.checkout / "targets")
+    _, _, ran = machine.build("targets/mine.yaml", LABEL=machine.label(), ENGINE=name)
+    assert str(inside) not in ran[-1]
+
+
+SSH = ("format: gguf", "connection:", "  # in the lab", '  ssh: "pi@board"')
+
+
+def test_a_device_behind_ssh_is_measured_from_outside_the_container(machine: Machine, tmp_path: Path) -> None:
+    machine.install("docker")
+    file = target_file(tmp_path / "elsewhere", *SSH)
+    code, told, ran = machine.build(str(file), LABEL=machine.label())
+    assert code == 4
+    assert "engine: validate runs on this machine, in .venv: the container has no ssh client" in told
+    setup, export, validate, build = ran[-4:]
+    assert setup == "setup data rouge judge demo"
+    assert " sieve-edge export --target " in export
+    assert validate == f"local validate --target {file} --set tolerance=0.02"
+    assert build.endswith(f" sieve-edge build --target {file} --set tolerance=0.02")
+    # Where the device was not measured, nothing is reported.
+    code, _, ran = machine.build(str(file), LABEL=machine.label(), LOCAL_ENDS="3")
+    assert code == 3
+    assert ran[-1] == validate
+
+
+def test_a_search_that_times_a_device_behind_ssh_runs_here(machine: Machine, tmp_path: Path) -> None:
+    machine.install("docker")
+    file = target_file(tmp_path / "elsewhere", *SSH)
+    timed = ("--set", "search.max_time_per_token_ms=20")
+    code, told, ran = machine.build(str(file), timed, LABEL=machine.label())
+    assert code == 4
+    assert (
+        told
+        == f"engine: local, in .venv: the search needs times of {file}, and the pipeline's image has no ssh client\n"
+    )
+    assert ran == ["setup torch gguf demo", f"local build --target {file} --set search.max_time_per_token_ms=20"]
+    code, told, ran = machine.build(str(file), timed, LABEL=machine.label(), ENGINE="docker")
+    assert (code, ran) == (5, [])
+    assert told.endswith("ENGINE=local builds without\n")
+
+
+def test_a_machine_that_is_the_device_gets_its_own_llama_cpp_for_cuda(machine: Machine, tmp_path: Path) -> None:
+    machine.install("docker")
+    file = target_file(tmp_path, "format: gguf", "gpu_layers: 999", "connection: local")
+    code, told, ran = machine.build(str(file), (), LABEL=machine.label(TARGET=str(file)))
+    assert code == 4
+    assert told == "engine: local, in .venv: the pipeline's image has no llama.cpp for this machine's GPU\n"
+    assert ran == ["setup torch gguf demo for cuda", f"local build --target {file}"]
+
+
+def test_what_only_validate_knows_is_not_asked_of_export(machine: Machine) -> None:
+    machine.install("docker")
+    _, _, ran = machine.build("x86-cpu", ("--require-device", "--quiet"), LABEL=machine.label())
+    export, build = ran[-2:]
+    assert export.endswith(" sieve-edge export --target x86-cpu --quiet")
+    assert build.endswith(" sieve-edge build --target x86-cpu --require-device --quiet")
 
 
 def test_an_engine_asked_for_but_missing_is_one_line_and_exit_5(machine: Machine) -> None:
@@ -168,20 +206,3 @@ def test_other_words_are_usage_errors(machine: Machine) -> None:
         done = machine.run(*words, **environment)
         assert done.returncode == 2
         assert done.stderr.count("\n") == 1
-
-
-def test_images_need_an_engine_and_get_what_their_files_ask_for(machine: Machine) -> None:
-    done = machine.run("image")
-    assert done.returncode == 5
-    assert done.stderr.startswith("engine: no image without docker or podman: docker is not installed; podman is")
-    machine.install("docker")
-    assert machine.run("image", JOBS="1", RUN_IMAGE="small", PLATFORM="linux/arm64").returncode == 0
-    pipeline, device = machine.log.read_text(encoding="utf-8").splitlines()
-    assert "--tag sieve-edge:cpu" in pipeline
-    assert "ACCELERATOR=cpu" in pipeline
-    assert "RUN_IMAGE" not in pipeline
-    assert "JOBS=1" in pipeline
-    assert "--tag sieve-edge-device:onnx" in device
-    assert "RUN_IMAGE=small" in device
-    assert "--build-arg RUNTIME=onnx " in device
-    assert device.endswith(" --platform linux/arm64 .")

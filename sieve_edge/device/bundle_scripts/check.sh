@@ -3,8 +3,9 @@
 # agree, 4 if they drifted.
 #
 # PYTHON  Python that runs it (default: that of install.sh's .venv, else python3)
+# PYTHONPATH  where packages are that are not in the bundle, as in a device image
 set -eu
 cd "$(dirname "$0")"
 python=python3
 if [ -x .venv/bin/python ]; then python=.venv/bin/python; fi
-PYTHONPATH=runner:site exec "${PYTHON:-$python}" -B -m sieve_edge.device.check .
+PYTHONPATH=runner:site${PYTHONPATH:+:$PYTHONPATH} exec "${PYTHON:-$python}" -B -m sieve_edge.device.check .

@@ -1,0 +1,67 @@
+"""``scripts/target.sh`` reads of a target what ``sieve_edge.config`` does, before anything is installed."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from sieve_edge.config import Connection
+from sieve_edge.resolve import load_target, shipped_targets
+
+CHECKOUT = Path(__file__).parents[2]
+
+
+def ask(target: str | Path) -> list[str]:
+    done = subprocess.run([CHECKOUT / "scripts/target.sh", target], capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize("name", shipped_targets())
+def test_it_agrees_with_the_package(name: str) -> None:
+    target = load_target(name)
+    runtime, accelerator, connection, image = ask(name)
+    assert runtime.partition("-")[0] == target.format
+    assert (runtime == "gguf-stock") == (target.runtime == "llama.cpp-stock")
+    assert (accelerator == "cuda") == target.accelerated
+    ssh = isinstance(target.connection, Connection)
+    assert connection == ("ssh" if ssh else target.connection or "none")
+    assert image == (target.image or "none")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("format: onnx\nexecution_provider: 'CUDAExecutionProvider'\nconnection: local", "onnx-gpu cuda local none"),
+        ("format: onnx\nexecution_provider: CUDAExecutionProvider", "onnx cuda none none"),
+        ('"format": "gguf"  # small\n"gpu_layers": 12', "gguf cuda none none"),
+        ("format:   gguf\ngpu_layers: 0\nruntime:\n  llama.cpp-stock\n", "gguf-stock cpu none none"),
+        ("format: gguf\r\nconnection: {port: 22, ssh: pi@board}\r\n", "gguf cpu ssh none"),
+        ("connection:\n  # in the lab\n  port: 22\n  ssh: pi@board\nimage: 'a/b:1'\n", "onnx cpu ssh a/b:1"),
+        ("# connection: {ssh: pi@board}\nconnection: null\nimage: ~\n", "onnx cpu none none"),
+        ("description: |\n  format: gguf\n  gpu_layers: 3\n", "onnx cpu none none"),
+    ],
+)
+def test_it_reads_yaml_as_people_write_it(tmp_path: Path, text: str, told: str) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_bytes(text.encode())
+    assert ask(file) == told.split()
+
+
+def test_what_is_no_target_is_left_to_the_package() -> None:
+    assert ask("no-such-target") == ["onnx", "cpu", "none", "none"]
+
+
+def test_make_passes_the_target_on() -> None:
+    def planned(*words: str) -> str:
+        done = subprocess.run(
+            [str(shutil.which("make")), "-n", *words], cwd=CHECKOUT, capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+    assert "scripts/engine.sh build 'my boards/mine.yaml' --quiet" in planned(
+        "build", "TARGET=my boards/mine.yaml", "ARGS=--quiet"
+    )
+    assert "TARGET='jetson' scripts/engine.sh image" in planned("image", "TARGET=jetson")
+    assert "dev torch onnx-gpu gguf demo" in planned("setup", "TARGET=x86-cuda")
+    assert "dev torch onnx gguf demo" in planned("setup", "TARGET=jetson")

@@ -6,13 +6,14 @@
 #
 # PYTHON       interpreter to start from (default: python3.11, else a python3 that is new enough)
 # TORCH_INDEX  a package index to look for torch in, beside the configured one
+# ACCELERATOR  what llama.cpp is compiled for, as in scripts/runtime.sh (default: as before, at first cpu)
 #
 # A stamp inside .venv, removed first and written last, says what is installed: the same call again does nothing.
 set -Eeuo pipefail
 cd "$(dirname "$0")/.."
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 
-readonly venv=.venv stamp=.venv/sieve-edge-extras
+readonly venv=.venv stamp=.venv/sieve-edge-extras accelerated=.venv/sieve-edge-accelerator
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 5; }
@@ -40,6 +41,8 @@ make_venv() {
     "$python" -m venv --clear "$venv" || fail "cannot make it; on Debian: apt-get install python3-venv"
 }
 
+compiled_for() { if [[ -f $accelerated ]]; then cat "$accelerated"; else echo cpu; fi; }
+
 install_extras() { # EXTRA...
     # --no-compile: Python compiles what it imports; compiling all that is installed takes longer than installing it.
     # torch goes first and alone, so that no other package decides which build of it comes.
@@ -52,7 +55,10 @@ install_extras() { # EXTRA...
         local wheel variant=""
         if [[ " $* " == *" gguf-stock "* ]]; then variant=stock; fi
         wheel=$(PYTHON=$venv/bin/python scripts/runtime.sh $variant)
+        # One compiled for another accelerator has the same version, and pip would keep it.
+        if [[ $(compiled_for) != "$ACCELERATOR" ]]; then pip install -qq --no-compile --force-reinstall --no-deps "$wheel"; fi
         pip install -qq --no-compile -c constraints.txt "$wheel"
+        echo "$ACCELERATOR" >"$accelerated"
     fi
     local list package=.
     list=$(printf '%s\n' "$@" | sed '/^demo/d; s/^gguf-stock$/gguf/' | paste -sd,)
@@ -81,8 +87,9 @@ remove_other_runtime() { # onnx | onnx-gpu
 
 main() {
     local key installed="" previous="" extra wanted=" $* "
+    export ACCELERATOR=${ACCELERATOR:-$(compiled_for)}
     # The place counts too, since an environment's scripts hold its path.
-    key=$({ cat pyproject.toml constraints.txt demo*-requirements.txt scripts/*.sh docker/llama.cpp/* && pwd; } | sha256sum | cut -d' ' -f1)
+    key=$({ cat pyproject.toml constraints.txt demo*-requirements.txt scripts/*.sh docker/llama.cpp/* && pwd && echo "$ACCELERATOR"; } | sha256sum | cut -d' ' -f1)
     if [[ -x $venv/bin/python && -f $stamp ]]; then read -r installed previous <"$stamp"; fi
     if [[ $installed == "$key" && -z $(comm -23 <(printf '%s\n' "$@" | sort) <(tr ' ' '\n' <<<"$previous" | sort)) ]]; then
         return

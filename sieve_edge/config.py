@@ -62,7 +62,7 @@ class Connection(Strict):
         None, description="TCP port; left out, the OpenSSH client's."
     )
     identity: str | None = Field(None, description="File of the private key; left out, the OpenSSH client's.")
-    known_hosts: str | None = Field(
+    known_hosts: Annotated[str, Field(pattern=r'^[^"\\\n]+$')] | None = Field(
         None, description="File of known host keys; left out, the OpenSSH client's. An unknown key is an error."
     )
     workdir: Annotated[str, Field(pattern=r"^[A-Za-z0-9._/][A-Za-z0-9._/-]*$")] = Field(

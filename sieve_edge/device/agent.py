@@ -32,6 +32,8 @@ _OURS = (b"sieve_edge.device.worker", b'"agent","exec"')
 """What the command lines of a worker and of this program contain."""
 
 _ENDINGS, _ENDING_SECONDS = 100, 0.05
+_SLOWS_PROCESSOR = ("cpufreq", "cpuidle", "powerclamp", "processor", "thermal-idle", "throttle")
+"""What the types of cooling devices contain that slow a processor down; fans cool without that."""
 
 
 def facts(packages: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -260,15 +262,15 @@ def _temperatures() -> dict[str, float]:
 
 
 def _throttled() -> dict[str, str]:
-    """Gather what tells of throttling: counts of x86 processors, flags of a Raspberry Pi, active cooling devices."""
+    """Gather what tells of throttling: counts of x86 processors, flags of a Raspberry Pi, slowed processors."""
     found = {}
     counts = [_text(file) for file in CPUS.glob("cpu[0-9]*/thermal_throttle/core_throttle_count")]
     if counts:
         found["core_throttle_count"] = str(sum(int(text) for text in counts if text.isdigit()))
     for device in sorted(THERMAL.glob("cooling_device*")):
-        state = _text(device / "cur_state")
-        if state not in ("", "0"):
-            found["{} {}".format(device.name, _text(device / "type"))] = state
+        state, kind = _text(device / "cur_state"), _text(device / "type")
+        if state.isdigit() and state != "0" and any(word in kind.lower() for word in _SLOWS_PROCESSOR):
+            found[f"{device.name} {kind}"] = state
     tool = shutil.which("vcgencmd")
     if tool:
         done = subprocess.run([tool, "get_throttled"], stdout=subprocess.PIPE, check=False)

@@ -99,7 +99,8 @@ def _timings(run: Run, space: SearchSpace, plans: list[Ranks], prompt: list[int]
             folders[str(index)] = Path(place) / str(index)
             folders[str(index)].mkdir()
             write_for_timing(model, run.loaded.tokenizer, target, folders[str(index)])
-        runtime = Runtime(target.runtime, target.threads, target.execution_provider, target.gpu_layers)
+        half = target.quantization == "F16"
+        runtime = Runtime(target.runtime, target.threads, target.execution_provider, target.gpu_layers, half)
         tokens = 3 * (len(prompt) + target.workload.decode_tokens)
         models = {name: runtime.open(folder, tokens) for name, folder in folders.items()}
         workload = target.workload

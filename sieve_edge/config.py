@@ -48,7 +48,7 @@ class Workload(Strict):
         16, description="Tokens decoded one by one after the prompt, for the time per token."
     )
     repeats: Annotated[int, Field(ge=3)] = Field(
-        20, description="Interleaved repeats of each timing, dense and pruned in turn."
+        20, description="Interleaved repeats of each timing, dense and pruned in turn, a count."
     )
 
 
@@ -59,10 +59,10 @@ class Connection(Strict):
         description="USER@HOST, or a host of the OpenSSH client's configuration."
     )
     port: Annotated[int, Field(ge=1, le=65535)] | None = Field(
-        None, description="TCP port; left out, the OpenSSH client's."
+        None, description="TCP port, a number; left out, the OpenSSH client's."
     )
     identity: str | None = Field(None, description="File of the private key; left out, the OpenSSH client's.")
-    known_hosts: str | None = Field(
+    known_hosts: Annotated[str, Field(pattern=r'^[^"\\\n]+$')] | None = Field(
         None, description="File of known host keys; left out, the OpenSSH client's. An unknown key is an error."
     )
     workdir: Annotated[str, Field(pattern=r"^[A-Za-z0-9._/][A-Za-z0-9._/-]*$")] = Field(
@@ -130,7 +130,7 @@ class Target(Strict):
         description="How a pruned matrix is stored: as two factors (pair), as these less what pivots make known, or "
         "dense with fewer channels and heads (width).",
     )
-    rank_multiple: PositiveInt = Field(description="Ranks are rounded down to a multiple of this.")
+    rank_multiple: PositiveInt = Field(description="Ranks are rounded down to a multiple of this number, a count.")
     rank_multiple_reason: str = Field(description="Why this multiple suits the device.")
     workload: Workload = Field(default_factory=Workload, description="The lengths that are timed.")
     limits: Limits = Field(default_factory=Limits, description="What the artifact must meet.")

@@ -205,7 +205,7 @@ def _validate(run: Run, out: Path) -> Result:
     folders = {name: run.folder("export") / name for name in ("pruned", "dense")}
     examples = {name: run.splits[name] for name in ("test", "transfer")}
     source_mib = run.source.weight_bytes() / 2**20
-    with open_place(run.target, run.root.name, folders, run.root.parent / "shared", run.progress) as place:
+    with open_place(run.target, run.root, folders, run.root.parent / "shared", run.progress) as place:
         result = validate(
             folders["pruned"],
             folders["dense"],

@@ -78,8 +78,8 @@ def open_served(run: Path, model: str, threads: int | None, context_tokens: int,
     labels = [tokenizer.encode(answer, add_special_tokens=False).ids for _, answer in facts["labels"]]
     bias = label_prior(labels, facts["prior"][model] if prior else [])
     held = min(context_tokens, facts["positions"] or context_tokens)
-    provider, layers = target["execution_provider"], target["gpu_layers"]
-    runtime = Runtime(target["runtime"], threads or target["threads"], provider, layers)
+    provider, layers, half = target["execution_provider"], target["gpu_layers"], target["quantization"] == "F16"
+    runtime = Runtime(target["runtime"], threads or target["threads"], provider, layers, half)
     # llama.cpp shares the context between the prompt that is answered and the one before it.
     opened = runtime.open(folder, 2 * held)
     chat = None if facts["chat"] is None else Chat(**facts["chat"])

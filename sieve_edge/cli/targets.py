@@ -1,6 +1,7 @@
 """``sieve-edge targets``: which devices are shipped, what one says, and a commented file for another one."""
 
 import json
+import re
 import textwrap
 import types
 from pathlib import Path
@@ -16,6 +17,13 @@ from sieve_edge.files import disk_errors
 from sieve_edge.resolve import load_target, settings_json, shipped_targets
 
 WIDTH = 118
+_EXAMPLES = {
+    "ssh": "user@host",
+    "port": "22",
+    "identity": "~/.ssh/id_ed25519",
+    "known_hosts": "~/.ssh/known_hosts",
+    "image": "text",
+}
 
 
 @click.group(invoke_without_command=True)
@@ -78,13 +86,25 @@ def _commented(kind: type[Strict], values: dict[str, Any], indent: str = "") -> 
         value, inner = values[name], _inner(field)
         if inner is not None and isinstance(value, dict):
             lines += [f"{indent}{name}:", *_commented(inner, value, indent + "  ")]
+            continue
+        if value is not None:
+            lines.append(f"{indent}{name}: {_scalar(value)}")
+        if inner is not None:
+            lines += [f"{indent}# In place of the line above:"] if value is not None else []
+            lines += [f"{indent}#{name}:", *_switched_off(inner, indent + "  ")]
         elif value is None:
-            lines.append(f"{indent}#{name}: {_example(name, inner)}")
-        else:
-            # A scalar ends with a line that says so.
-            shown = yaml.safe_dump(value, width=10_000, allow_unicode=True).removesuffix("...\n").strip()
-            lines.append(f"{indent}{name}: {shown}")
+            lines.append(f"{indent}#{name}: {_example(name)}")
     return lines
+
+
+def _switched_off(kind: type[Strict], indent: str) -> list[str]:
+    """Write the fields of a configuration that is not set, each under its description, with its default or an example.
+
+    Once the # before ``ssh`` and the like is gone, they are right.
+    """
+    values = {name: None if field.is_required() else field.get_default() for name, field in kind.model_fields.items()}
+    lines = _commented(kind, values, indent)
+    return [re.sub(rf"^{indent}(?=\w)", f"{indent}#", line) for line in lines]
 
 
 def _inner(field: FieldInfo) -> type[Strict] | None:
@@ -95,5 +115,10 @@ def _inner(field: FieldInfo) -> type[Strict] | None:
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Strict)), None)
 
 
-def _example(name: str, inner: type[Strict] | None) -> str:
-    return "{ssh: user@host}" if inner is not None else "1000" if name.endswith(("_ms", "_mib", "_tokens")) else "text"
+def _scalar(value: Any) -> str:
+    # YAML ends a scalar with a line that says so.
+    return yaml.safe_dump(value, width=10_000, allow_unicode=True).removesuffix("...\n").strip()
+
+
+def _example(name: str) -> str:
+    return _EXAMPLES.get(name, "1000")

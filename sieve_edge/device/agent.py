@@ -12,18 +12,28 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
 
-PART = ".part"
+PARTS = ".parts"
 CREATED = ".created"
+PROC = Path("/proc")
 THERMAL = Path("/sys/class/thermal")
 CPUS = Path("/sys/devices/system/cpu")
 _CHUNK = 2**20
 _NAMES = ("model name", "Model", "Hardware")
+_OURS = (b"sieve_edge.device.worker", b'"agent","exec"')
+"""What the command lines of a worker and of this program contain."""
+
+_ENDINGS, _ENDING_SECONDS = 100, 0.05
+_SLOWS_PROCESSOR = ("cpufreq", "cpuidle", "powerclamp", "processor", "thermal-idle", "throttle")
+"""What the types of cooling devices contain that slow a processor down; fans cool without that."""
 
 
 def facts(packages: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -82,26 +92,31 @@ def probe(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def listing(request: dict[str, Any]) -> dict[str, Any]:
-    """Say which of the wanted files are there, whole or in part."""
+    """Say which of the wanted files are there, and how much of others, by their hash."""
     folder = Path(request["folder"])
-    whole, parts = {}, {}
-    for name in request["files"]:
-        file, part = folder / name, folder / (name + PART)
-        if file.is_file():
-            whole[name] = _sha256(file)
-        elif part.is_file():
-            parts[name] = part.stat().st_size
-    return {"whole": whole, "parts": parts}
+    if _foreign(folder):
+        return {"error": _refusal(folder)}
+    _end_former(folder)
+    whole = {name: _sha256(folder / name) for name in request["files"] if (folder / name).is_file()}
+    return {"whole": whole, "parts": {part.name: part.stat().st_size for part in (folder / PARTS).glob("*")}}
 
 
 def receive(request: dict[str, Any], stream: BinaryIO) -> dict[str, Any]:
     """Take files from the stream; each is there when all of it came and its hash is right."""
     folder = Path(request["folder"])
-    _create(folder)
+    if _foreign(folder):
+        return {"error": _refusal(folder)}
+    _end_former(folder)
+    folder = _create(folder)
+    # Where this process is can be seen by the one that takes up what is interrupted now.
+    os.chdir(str(folder))
+    parts = folder / PARTS
+    parts.mkdir(exist_ok=True)
     for item in request["files"]:
         file = folder / item["name"]
         file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_name(file.name + PART)
+        # By its hash, so that what is left of another version is never continued.
+        part = parts / item["sha256"]
         left = item["bytes"]
         with part.open("ab" if item["start"] else "wb") as opened:
             while left:
@@ -114,6 +129,8 @@ def receive(request: dict[str, Any], stream: BinaryIO) -> dict[str, Any]:
             part.unlink()
             return {"error": item["name"] + ": what arrived is not what was sent"}
         part.replace(file)
+    # Parts of versions that nobody wants any more.
+    shutil.rmtree(str(parts))
     return {"files": len(request["files"])}
 
 
@@ -122,8 +139,9 @@ def remove(request: dict[str, Any]) -> dict[str, Any]:
     folder = Path(request["folder"]).absolute()
     if not (folder / CREATED).is_file():
         return {"removed": False}
+    _end_former(folder)
     top = Path((folder / CREATED).read_text(encoding="utf-8"))
-    shutil.rmtree(folder)
+    shutil.rmtree(str(folder))
     for parent in folder.parents:
         if top not in (parent, *parent.parents) or any(parent.iterdir()):
             break
@@ -137,7 +155,9 @@ def work(request: dict[str, Any], stream: BinaryIO) -> int:
     paths = [str(folder / name) for name in request["paths"]]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "sieve_edge.device.worker"]
-    return subprocess.run(command, input=stream.read(), cwd=str(folder), env=environment, check=False).returncode
+    job = stream.read()
+    _end_former(folder)
+    return subprocess.run(command, input=job, cwd=str(folder), env=environment, check=False).returncode
 
 
 def main() -> int:
@@ -160,14 +180,50 @@ def main() -> int:
     return 0
 
 
-def _create(folder: Path) -> None:
+def _foreign(folder: Path) -> bool:
+    """Say whether somebody else made the folder, so that it is not to be filled, let alone removed."""
+    return os.path.lexists(str(folder)) and not (folder / CREATED).is_file()
+
+
+def _refusal(folder: Path) -> str:
+    return f"{folder} is there already and was not made by sieve-edge; rename it or set connection.workdir"
+
+
+def _create(folder: Path) -> Path:
     """Make the folder, and note in it the topmost one that had to be made."""
     folder = folder.absolute()
-    if (folder / CREATED).is_file():
-        return
-    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CREATED).write_text(str(missing[-1] if missing else folder), encoding="utf-8")
+    if not (folder / CREATED).is_file():
+        missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+        folder.mkdir(parents=True)
+        (folder / CREATED).write_text(str(missing[-1]), encoding="utf-8")
+    return folder
+
+
+def _end_former(folder: Path) -> None:
+    """End what an earlier request still does in this folder.
+
+    Nothing tells a worker that its connection was lost, and its job is asked for again: two would disturb each other.
+    """
+    for _ in range(_ENDINGS):
+        former = _at_work(os.path.realpath(str(folder)))
+        if not former:
+            return
+        for process in former:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        time.sleep(_ENDING_SECONDS)
+
+
+def _at_work(folder: str) -> list[int]:
+    """List our processes in a folder, this one left out."""
+    found = []
+    for process in PROC.glob("[0-9]*"):
+        # One that is gone, or another user's.
+        with suppress(OSError):
+            inside = os.readlink(str(process / "cwd")) == folder and int(process.name) != os.getpid()
+            if inside and any(word in (process / "cmdline").read_bytes() for word in _OURS):
+                found.append(int(process.name))
+    return found
 
 
 def _version(package: str) -> str | None:
@@ -206,15 +262,15 @@ def _temperatures() -> dict[str, float]:
 
 
 def _throttled() -> dict[str, str]:
-    """Gather what tells of throttling: counts of x86 processors, flags of a Raspberry Pi, active cooling devices."""
+    """Gather what tells of throttling: counts of x86 processors, flags of a Raspberry Pi, slowed processors."""
     found = {}
     counts = [_text(file) for file in CPUS.glob("cpu[0-9]*/thermal_throttle/core_throttle_count")]
     if counts:
         found["core_throttle_count"] = str(sum(int(text) for text in counts if text.isdigit()))
     for device in sorted(THERMAL.glob("cooling_device*")):
-        state = _text(device / "cur_state")
-        if state not in ("", "0"):
-            found["{} {}".format(device.name, _text(device / "type"))] = state
+        state, kind = _text(device / "cur_state"), _text(device / "type")
+        if state.isdigit() and state != "0" and any(word in kind.lower() for word in _SLOWS_PROCESSOR):
+            found[f"{device.name} {kind}"] = state
     tool = shutil.which("vcgencmd")
     if tool:
         done = subprocess.run([tool, "get_throttled"], stdout=subprocess.PIPE, check=False)

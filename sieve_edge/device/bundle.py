@@ -16,7 +16,7 @@ from sieve_edge.device.check import ARTIFACT, BUNDLE, SAMPLE
 from sieve_edge.device.process import runtime_fields
 from sieve_edge.device.runner import PYTHON, make_site, package_files, requirements, site_files
 from sieve_edge.errors import ArtifactError, EnvironmentMissing
-from sieve_edge.files import disk_errors, file_sha256
+from sieve_edge.files import digest, disk_errors, file_sha256
 
 SCRIPTS = Path(__file__).parent / "bundle_scripts"
 _PAGES = ("report.md", "report.html", "result.json")
@@ -26,8 +26,8 @@ _IMAGES = {"onnxruntime": "onnx", "llama.cpp": "gguf", "llama.cpp-stock": "gguf-
 """Runtime -> tag of the device image that ``make image`` makes for it."""
 
 
-def write_bundle(run: Path, out: Path, machine: str | None, cache: Path) -> dict[str, Any]:
-    """Write the archive of a build; one that is not finished is an error.
+def write_bundle(run: Path, out: Path, machine: str | None, cache: Path, card: Path | None = None) -> dict[str, Any]:
+    """Write the archive of a build.
 
     Args:
         run: The run's folder, with a finished validation.
@@ -35,14 +35,23 @@ def write_bundle(run: Path, out: Path, machine: str | None, cache: Path) -> dict
         machine: Kind of machine, e.g. ``aarch64``, whose packages go into the archive; None for those that
             ``install.sh`` fetches on the device.
         cache: Folder where packages for devices are kept.
+        card: Model card, to lie beside the artifact.
 
     Returns:
         JSON-compatible: ``bundle``, ``bytes``, ``sha256`` and ``files``.
+
+    Raises:
+        ArtifactError: If the build is not finished, or its export was made again after the validation.
     """
     target = _target(run)
-    for verb in ("export", "validate"):
-        verify(run / verb)
+    exported, validated = verify(run / "export"), verify(run / "validate")
+    if validated.inputs["export"] != digest(exported.outputs):
+        raise ArtifactError(
+            f"{run}: export was made again and not validated since; run the command that built it again, and then this"
+        )
     files = _files(run, target, machine, cache)
+    if card is not None:
+        files[f"{ARTIFACT}/README.md"] = card
     made = _made(target, files)
     name = out.name.removesuffix(".tar.gz").removesuffix(".tgz")
     part = out.with_name(out.name + ".part")

@@ -3,7 +3,10 @@
 Dimension key: B batch, P past tokens, T new tokens, H key/value heads, D head width, V vocabulary.
 """
 
+import contextlib
 import importlib
+import os
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,23 +16,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sieve_edge.errors import ArtifactError, EnvironmentMissing
+from sieve_edge.files import digest, file_sha256
 
 GRAPH = "model.onnx"
-_CPU = "CPUExecutionProvider"
+_CPU, _CUDA, _TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 _PAST = "past_key_values."
 _TOKEN_INPUTS = ("input_ids", "attention_mask", "position_ids")
 _KEEP = "logits_to_keep"
 _LOG_ERRORS = 3
 
 
-_CHAINS = {"TensorrtExecutionProvider": ["TensorrtExecutionProvider", "CUDAExecutionProvider"]}
-"""Providers that leave the operators they cannot run to another one."""
-
-
 class OrtTextModel:
     """An exported folder in ONNX Runtime, behind the ``TextModel`` protocol."""
 
-    def __init__(self, folder: Path, threads: int, provider: str = _CPU) -> None:
+    def __init__(self, folder: Path, threads: int, provider: str = _CPU, half: bool = False) -> None:
         """Load the graph and its weights.
 
         A file that is missing, broken or lacks an input or output of the convention is an ``ArtifactError``; a
@@ -39,8 +39,9 @@ class OrtTextModel:
             folder: Exported folder with ``model.onnx``.
             threads: Threads of one operator; operators run one after another.
             provider: Execution provider that must run the graph.
+            half: Whether TensorRT may compute in float16.
         """
-        self._session = _open(folder / GRAPH, threads, provider)[0]
+        self._session = _open(folder / GRAPH, threads, provider, half)[0]
         self._source = folder / GRAPH
         inputs = {item.name: item for item in self._session.get_inputs()}
         self._past_names = [name for name in inputs if name.startswith(_PAST)]
@@ -115,15 +116,16 @@ class OrtTextModel:
 class OrtGraph:
     """A graph held in memory whose inputs are all given the same array, where the provider computes, once for all."""
 
-    def __init__(self, graph: bytes, threads: int, provider: str = _CPU) -> None:
+    def __init__(self, graph: bytes, threads: int, provider: str = _CPU, half: bool = False) -> None:
         """Load the graph; errors are those of ``OrtTextModel``.
 
         Args:
             graph: Serialized model, weights included.
             threads: Threads of one operator; operators run one after another.
             provider: Execution provider that must run the graph.
+            half: Whether TensorRT may compute in float16.
         """
-        self._session, self._runtime = _open(graph, threads, provider)
+        self._session, self._runtime = _open(graph, threads, provider, half)
         # On the CPU a bound value borrows the array's memory, so both have to stay.
         self._bound: list[Any] = []
         self._device = "cpu" if provider == _CPU else "cuda"
@@ -150,7 +152,7 @@ class OrtGraph:
         self._session.run_with_iobinding(binding)
 
 
-def _open(graph: Path | bytes, threads: int, provider: str) -> tuple[Any, Any]:
+def _open(graph: Path | bytes, threads: int, provider: str, half: bool) -> tuple[Any, Any]:
     """Make a session of a file or of a serialized model; returns it and the onnxruntime module."""
     extra = "onnx" if provider == _CPU else "onnx-gpu"
     # The two builds share their files, so the other one has to go first.
@@ -170,12 +172,40 @@ def _open(graph: Path | bytes, threads: int, provider: str) -> tuple[Any, Any]:
     options.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = _LOG_ERRORS
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    providers = _providers(provider, graph, half, runtime.__version__)
+    if provider != _CPU:
+        _load_libraries(runtime)
     try:
         source = str(graph) if isinstance(graph, Path) else graph
-        session = runtime.InferenceSession(source, options, providers=_CHAINS.get(provider, [provider]))
+        session = runtime.InferenceSession(source, options, providers=providers)
     except Exception as error:  # onnxruntime's own errors share no narrower base
         raise ArtifactError(f"{place}: onnxruntime cannot load it ({' '.join(str(error).split())[:300]})") from error
     # A provider that fails to start is replaced with a log line only: what the session says is what counts.
     if provider not in session.get_providers():
         raise EnvironmentMissing(f"{provider} does not start here, got {session.get_providers()}; {fix}")
     return session, runtime
+
+
+def _providers(provider: str, graph: Path | bytes, half: bool, version: str) -> list[Any]:
+    """List the providers of a session with their options; TensorRT leaves the operators it cannot run to CUDA."""
+    if provider != _TENSORRT:
+        return [provider]
+    options: dict[str, Any] = {"trt_fp16_enable": half}
+    # Every job is a process of its own, and making an engine takes minutes.
+    if isinstance(graph, Path) and os.access(graph.parent, os.W_OK):
+        # ONNX Runtime names an engine by the graph's structure: one of other weights would be taken for this one's.
+        files = sorted(graph.parent.glob(f"{graph.stem}.*"))
+        key = digest([[file_sha256(file) for file in files], half, version])[:16]
+        engines = graph.parent / f"tensorrt-{key}"
+        engines.mkdir(exist_ok=True)
+        options |= {"trt_engine_cache_enable": True, "trt_engine_cache_path": str(engines)}
+    return [(_TENSORRT, options), _CUDA]
+
+
+def _load_libraries(runtime: Any) -> None:
+    """Find CUDA's libraries in NVIDIA's wheels, where this onnxruntime knows how to (1.21 and newer)."""
+    preload = getattr(runtime, "preload_dlls", None)
+    if preload is not None:
+        # It prints what it does not find, and standard output ends with a result.
+        with contextlib.redirect_stdout(sys.stderr):
+            preload()

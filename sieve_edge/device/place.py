@@ -1,5 +1,6 @@
 """Where a target's artifact is measured: this machine, or a device behind a connection."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from sieve_edge.device.agent import facts
 from sieve_edge.device.process import run_worker, runtime_fields
 from sieve_edge.device.remote import SshDevice
 from sieve_edge.device.runner import RUNTIMES
+from sieve_edge.files import digest
 from sieve_edge.progress import Progress as Shown
 from sieve_edge.protocols import Progress
 
@@ -102,7 +104,7 @@ class ThisMachine:
 
 def open_place(
     target: Target,
-    run_name: str,
+    run: Path,
     folders: Mapping[str, Path],
     cache: Path,
     shown: Shown,
@@ -112,7 +114,7 @@ def open_place(
 
     Args:
         target: The device.
-        run_name: Name of the run, for the folder on a device behind a connection.
+        run: Folder of the run; a device behind a connection has one for it.
         folders: Exported folders, by the names that they have there.
         cache: Folder here where packages for devices are kept.
         shown: Where progress is shown.
@@ -122,5 +124,19 @@ def open_place(
         The place, to be entered.
     """
     if isinstance(target.connection, Connection):
-        return SshDevice(target, run_name, folders, cache, shown, further)
+        return SshDevice(target, device_folder(run), folders, cache, shown, further)
     return ThisMachine(target)
+
+
+def device_folder(run: Path) -> str:
+    """Name the folder that a device has for a run: never that of another run, nor one above it.
+
+    Args:
+        run: Folder of the run, however it is written.
+
+    Returns:
+        A name without separators; the same whenever the run goes on.
+    """
+    place = run.resolve()
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", place.name).strip(".-")
+    return f"{readable or 'run'}-{digest(str(place))[:8]}"

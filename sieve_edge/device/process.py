@@ -30,7 +30,9 @@ def runtime_fields(target: Target, accelerated: bool) -> dict[str, Any]:
     """
     provider = target.execution_provider if accelerated else "CPUExecutionProvider"
     layers = target.gpu_layers if accelerated else 0
-    return {"runtime": target.runtime, "threads": target.threads, "provider": provider, "gpu_layers": layers}
+    # Only where it matters, so that what was measured without it keeps its name.
+    half = {"half": True} if provider == "TensorrtExecutionProvider" and target.quantization == "F16" else {}
+    return {"runtime": target.runtime, "threads": target.threads, "provider": provider, "gpu_layers": layers, **half}
 
 
 def run_worker(

@@ -117,7 +117,8 @@ def _onnx_runs(
             graph.add_dense(matrix.part_features, matrix.in_features)
         else:
             graph.add_factored(matrix.part_features, matrix.in_features, matrix.rank, matrix.storage)
-    loaded, width = OrtGraph(graph.serialize(), runtime.threads, runtime.provider), matrix.in_features
+    loaded = OrtGraph(graph.serialize(), runtime.threads, runtime.provider, runtime.half)
+    width = matrix.in_features
     prompt, step = (numbers[: count * width].reshape(1, count, width) for count in (tokens, 1))
     return loaded.bind(prompt), loaded.bind(step)
 

@@ -22,7 +22,7 @@ from sieve_edge.config import Connection, Target
 from sieve_edge.device import agent
 from sieve_edge.device.process import LOST, run_worker, runtime_fields
 from sieve_edge.device.runner import PYTHON, RUNTIMES, make_site, missing, package_files, requirements, site_files
-from sieve_edge.errors import ArtifactError, ConnectionLost, EnvironmentMissing
+from sieve_edge.errors import ArtifactError, ConnectionLost, EnvironmentMissing, SieveError
 from sieve_edge.files import file_sha256
 from sieve_edge.progress import Progress as Shown
 from sieve_edge.protocols import Progress
@@ -47,7 +47,7 @@ class SshDevice:
 
     Attributes:
         target: The device; its connection is one over ssh.
-        run_name: Name of the run, for the folder on the device.
+        run_name: Name of the folder on the device, see ``device_folder``.
         folders: What is sent, by the name it has on the device: exported folders.
         cache: Folder here where packages for devices are kept.
         shown: Where progress is shown.
@@ -136,9 +136,16 @@ class SshDevice:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Remove what was sent; after a lost connection it stays, for the next try."""
-        if isinstance(error, ConnectionLost | KeyboardInterrupt):
+        if isinstance(error, ConnectionLost):
             return
-        self._ask({"kind": "remove"})
+        if not isinstance(error, KeyboardInterrupt):
+            self._ask({"kind": "remove"})
+            return
+        # Whoever interrupts does not want to wait for a connection that is lost as well.
+        try:
+            self._ask_once({"kind": "remove"})
+        except SieveError as problem:
+            self.shown.warn(f"  {problem}; {self._folder} stays there until a build of this run ends")
 
     @property
     def _connection(self) -> Connection:
@@ -148,6 +155,10 @@ class SshDevice:
     @property
     def _where(self) -> str:
         return f"{self.target.name} at {self._connection.ssh}"
+
+    @property
+    def _folder(self) -> str:
+        return f"{self._connection.workdir}/{self.run_name}"
 
     @cached_property
     def _ssh(self) -> list[str]:
@@ -162,13 +173,15 @@ class SshDevice:
         if asked.identity is not None:
             words += ["-i", str(Path(asked.identity).expanduser()), "-o", "IdentitiesOnly=yes"]
         if asked.known_hosts is not None:
-            words += ["-o", f"UserKnownHostsFile={Path(asked.known_hosts).expanduser()}"]
+            # ssh splits the value at spaces, and has a use of its own for %.
+            file = str(Path(asked.known_hosts).expanduser()).replace("%", "%%")
+            words += ["-o", f'UserKnownHostsFile="{file}"']
         return [*words, "--", asked.ssh, shlex.join([asked.python, "-c", _BOOT])]
 
     def _head(self, request: Mapping[str, Any]) -> bytes:
         """Put the agent and a request in front of what the request needs."""
         source = Path(agent.__file__).read_bytes()
-        asked = {**request, "folder": f"{self._connection.workdir}/{self.run_name}"}
+        asked = {**request, "folder": self._folder}
         return str(len(source)).encode() + b"\n" + source + json.dumps(asked).encode() + b"\n"
 
     def _send(self, files: Mapping[str, Path], free_bytes: int) -> None:
@@ -180,7 +193,8 @@ class SshDevice:
             for name, file in files.items():
                 if there["whole"].get(name) != hashes[name]:
                     size = file.stat().st_size
-                    start = min(there["parts"].get(name, 0), size)
+                    # Only the first of several files of one content continues a part.
+                    start = min(there["parts"].pop(hashes[name], 0), size)
                     wanted.append({"name": name, "sha256": hashes[name], "start": start, "bytes": size - start})
             needed = sum(item["bytes"] for item in wanted) + _SPARE_BYTES
             if needed > free_bytes:
@@ -217,11 +231,11 @@ class SshDevice:
                 advance(1)
 
     def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        def ask() -> dict[str, Any]:
-            done = subprocess.run(self._ssh, input=self._head(request), capture_output=True, check=False)
-            return self._answer(done.returncode, done.stdout, done.stderr)
+        return self._insist(lambda: self._ask_once(request))
 
-        return self._insist(ask)
+    def _ask_once(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        done = subprocess.run(self._ssh, input=self._head(request), capture_output=True, check=False)
+        return self._answer(done.returncode, done.stdout, done.stderr)
 
     def _answer(self, code: int, said: bytes, errors: bytes) -> dict[str, Any]:
         last = (errors.decode(errors="replace").strip().splitlines() or ["no message"])[-1]

@@ -32,6 +32,7 @@ _WHEEL_SYSTEMS = (
     "manylinux_2_28",
     "manylinux_2_34",
 )
+_PIP_NOTES = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json")
 _WHEEL_RUNTIMES = ("onnxruntime",)
 
 
@@ -128,7 +129,10 @@ def make_site(runtime: str, machine: str, python: Sequence[int], cache: Path, fu
 
 
 def site_files(site: Path) -> dict[str, Path]:
-    """List a collection's files, without commands and what Pythons left behind.
+    """List a collection's files, without commands, what Pythons left behind, and what pip noted for itself.
+
+    The notes hold hashes of the commands, whose first line names the Python that collected them: the same packages
+    would give other bytes on another machine.
 
     Args:
         site: What ``make_site`` returned.
@@ -136,8 +140,13 @@ def site_files(site: Path) -> dict[str, Path]:
     Returns:
         Path in the collection -> file, in order.
     """
-    files = (file for file in sorted(site.rglob("*")) if file.is_file() and "__pycache__" not in file.parts)
-    return {name: file for file in files if not (name := str(file.relative_to(site))).startswith("bin/")}
+    files = {str(file.relative_to(site)): file for file in sorted(site.rglob("*")) if file.is_file()}
+    return {name: file for name, file in files.items() if not _of_this_machine(Path(name))}
+
+
+def _of_this_machine(file: Path) -> bool:
+    noted = file.parent.suffix == ".dist-info" and file.name in _PIP_NOTES
+    return noted or file.parts[0] == "bin" or "__pycache__" in file.parts
 
 
 def _pinned(requirement: Requirement) -> str:

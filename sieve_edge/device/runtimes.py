@@ -23,12 +23,14 @@ class Runtime:
         threads: Threads of one operator.
         provider: ONNX Runtime's execution provider.
         gpu_layers: Layers that llama.cpp runs on the GPU.
+        half: Whether TensorRT may compute in float16.
     """
 
     name: str
     threads: int
     provider: str = "CPUExecutionProvider"
     gpu_layers: int = 0
+    half: bool = False
 
     def open(self, folder: Path, context_tokens: int, exact: bool = False) -> OrtTextModel | LlamaTextModel:
         """Load a folder.
@@ -42,7 +44,7 @@ class Runtime:
             The model.
         """
         if self.name == "onnxruntime":
-            return OrtTextModel(folder, self.threads, self.provider)
+            return OrtTextModel(folder, self.threads, self.provider, self.half)
         cache = "f32" if exact else "f16"
         return LlamaTextModel(folder / GGUF, self.threads, context_tokens, cache, self.gpu_layers)
 

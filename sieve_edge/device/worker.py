@@ -34,10 +34,11 @@ class _Job(Strict):
     threads: PositiveInt
     provider: str
     gpu_layers: Annotated[int, Field(ge=0)] = 0
+    half: bool = False
 
     def opener(self) -> Runtime:
         """Say how folders are run."""
-        return Runtime(self.runtime, self.threads, self.provider, self.gpu_layers)
+        return Runtime(self.runtime, self.threads, self.provider, self.gpu_layers, self.half)
 
 
 class ScoreJob(_Job):

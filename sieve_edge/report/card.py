@@ -16,12 +16,15 @@ CARD = "README.md"
 _TASK_TYPE = "text-generation"
 
 
-def write_card(record: RunRecord, base_model: str | None = None) -> tuple[Path, dict[str, Any]]:
-    """Write the model card next to the pruned artifact.
+def write_card(
+    record: RunRecord, base_model: str | None = None, file: Path | None = None
+) -> tuple[Path, dict[str, Any]]:
+    """Write the model card.
 
     Args:
         record: The build.
         base_model: Model on the hub that was pruned, where its files do not name it.
+        file: File to write; None for the one next to the pruned artifact.
 
     Returns:
         ``(card, the fields of its header that were carried over)``.
@@ -48,14 +51,26 @@ def write_card(record: RunRecord, base_model: str | None = None) -> tuple[Path, 
         pipeline_tag=_TASK_TYPE,
         tags=["sieve-edge", "pruned", record.result["task"]],
         datasets=_datasets(record) or None,
-        model_name=record.root.name,
+        model_name=record.root.resolve().name,
         eval_results=_results(record),
     )
     text = render("card.md.j2", **_body(record, source, carried))
-    file = record.root / "export" / "pruned" / CARD
+    file = file or card_file(record.root)
     with disk_errors(file):
         ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(file)
     return file, carried
+
+
+def card_file(run: Path) -> Path:
+    """Say where the model card of a build is, next to the pruned artifact.
+
+    Args:
+        run: The run's folder.
+
+    Returns:
+        The file, which may not be there yet.
+    """
+    return run / "export" / "pruned" / CARD
 
 
 def _results(record: RunRecord) -> list[Any]:
@@ -92,7 +107,7 @@ def _body(record: RunRecord, source: dict[str, Any], carried: dict[str, Any]) ->
         for (label, answer), bias in zip(facts["labels"], facts["prior"]["pruned"], strict=True)
     ]
     return {
-        "name": record.root.name,
+        "name": record.root.resolve().name,
         "record": record,
         "source": source,
         "carried": carried,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sieve_edge import STAGES
+from sieve_edge.device.checks import check_name
 
 Result = Mapping[str, Any]
 """What a build ended with: ``result.json``."""
@@ -44,7 +45,8 @@ def verdict(result: Result) -> str:
         One sentence, and another where something was not verified.
     """
     missed, unknown = (
-        ", ".join(check["name"] for check in result["checks"] if check["passed"] is passed) for passed in (False, None)
+        ", ".join(check_name(check) for check in result["checks"] if check["passed"] is passed)
+        for passed in (False, None)
     )
     told = f"Missed: {missed}." if missed else "Passed."
     return f"{told} Not verified, since the device was not at hand: {unknown}." if unknown else told
@@ -74,7 +76,7 @@ def checks(result: Result) -> Table:
     """
     rows = [
         (
-            check["name"],
+            check_name(check),
             number(check["measured"]),
             number(check["limit"]),
             check["unit"],

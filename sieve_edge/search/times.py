@@ -53,7 +53,9 @@ def time_table(
     """
     matrices, written = space_matrices(space), out / "dense"
     folders = {"dense": dense if isinstance(dense, Path) else written}
-    place = open_place(target, f"times-{target.name}", folders, shared, progress, _GRAPH_PACKAGES[target.format])
+    place = open_place(
+        target, shared / f"times-{target.name}", folders, shared, progress, _GRAPH_PACKAGES[target.format]
+    )
     facts = place.facts()
     machine = {name: facts[name] for name in _MACHINE}
     job = {

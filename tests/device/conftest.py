@@ -5,6 +5,7 @@ import getpass
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from sieve_edge.device import remote
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/bin")
 KEYGEN = shutil.which("ssh-keygen")
 _STAND_IN = """#!{python}
-import json, subprocess, sys
+import json, subprocess, sys, time
 from pathlib import Path
 place = Path("{place}")
 data = sys.stdin.buffer.read()
@@ -32,10 +33,21 @@ faults = json.loads((place / "faults.json").read_text())
 fault = faults.pop(request["kind"], [])
 cut = fault.pop(0) if fault else None
 (place / "faults.json").write_text(json.dumps({{**faults, request["kind"]: fault}}))
+if cut == "left":
+    said = place / "said"
+    said.write_text("")
+    with said.open("wb") as file:
+        left = subprocess.Popen(["sh", "-c", sys.argv[-1]], stdin=subprocess.PIPE, stdout=file, stderr=file,
+            cwd=place / "home", start_new_session=True)
+    left.stdin.write(data)
+    left.stdin.close()
+    while not said.stat().st_size:
+        time.sleep(0.05)
+    sys.stderr.write("Timeout, server not responding.\\n")
+    sys.exit(255)
 done = subprocess.run(["sh", "-c", sys.argv[-1]], input=data if cut is None else data[: int(len(data) * cut)],
     cwd=place / "home", capture_output=True)
 if cut is not None:
-
     sys.stderr.write("Connection to device closed by remote host.\\n")
     sys.exit(255)
 sys.stdout.buffer.write(done.stdout)
@@ -56,7 +68,10 @@ class Device:
         return self.place / "home"
 
     def fail(self, kind, *cuts):
-        """Lose the connection in the next requests of a kind, after these parts of what is sent."""
+        """Lose the connection in the next requests of a kind, after these parts of what is sent.
+
+        In place of a part, "left" loses it once something came back, and what was asked for goes on.
+        """
         faults = json.loads((self.place / "faults.json").read_text())
         (self.place / "faults.json").write_text(json.dumps({**faults, kind: list(cuts)}))
 
@@ -64,6 +79,22 @@ class Device:
         log = self.place / "log.jsonl"
         rows = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
         return [row for row in rows if row["kind"] == kind]
+
+    def workers(self):
+        """Processes that work in the device's folders."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                inside = os.readlink(process / "cwd").startswith(f"{self.home}/")
+                if inside and b"sieve_edge.device.worker" in (process / "cmdline").read_bytes():
+                    found.append(int(process.name))
+        return found
+
+    def end_workers(self):
+        """So that a test that failed leaves nothing behind."""
+        for process in self.workers():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
 
 
 def make_stand_in(place):
@@ -83,7 +114,9 @@ def device(tmp_path, monkeypatch):
     make_stand_in(place)
     monkeypatch.setenv("PATH", str(place / "bin"), prepend=os.pathsep)
     monkeypatch.setattr(remote, "_PAUSE_SECONDS", 0.0)
-    return Device(place, Connection(ssh="me@board", python=sys.executable))
+    found = Device(place, Connection(ssh="me@board", python=sys.executable))
+    yield found
+    found.end_workers()
 
 
 @pytest.fixture(scope="session")
@@ -91,6 +124,7 @@ def sshd(tmp_path_factory):
     """A real server on a loopback port; the device is this machine, in a folder of its own."""
     with running_sshd(tmp_path_factory.mktemp("sshd") / "server") as device:
         yield device
+        device.end_workers()
 
 
 @contextlib.contextmanager

@@ -59,7 +59,7 @@ def test_the_same_answers_over_ssh(root, run, target, tmp_path, monkeypatch):
         job = read_json(run / "validate" / "sample.json")["job"]
         job = {**job, "prompts": job["prompts"][:PROMPTS], "folder": str(folders["pruned"])}
         here_NK = np.asarray(ThisMachine(target).run(job, None)["answers"])
-        with open_place(far, "arm64", folders, tmp_path, Progress()) as place:
+        with open_place(far, tmp_path / "arm64", folders, tmp_path, Progress()) as place:
             facts = place.facts()
             there_NK = np.asarray(place.run(job, None)["answers"])
     assert facts["machine"] == "aarch64" != platform.machine()

@@ -1,11 +1,14 @@
+import shutil
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
 from sieve_edge.config import Connection
 from sieve_edge.device import remote
-from sieve_edge.device.place import ThisMachine, open_place
+from sieve_edge.device.place import ThisMachine, device_folder, open_place
 from sieve_edge.errors import ArtifactError, ConnectionLost, EnvironmentMissing
 from sieve_edge.progress import Progress
 from sieve_edge.task.examiner import Examiner
@@ -21,10 +24,16 @@ def folders(tmp_path_factory):
     return {"dense": write_folder(root / "dense", work=40), "pruned": write_folder(root / "pruned", noise=0.6)}
 
 
-def over(connection, folders, cache):
+def over(connection, folders, cache, run=Path("a-run")):
     cache.mkdir(exist_ok=True)
     target = make_target().model_copy(update={"connection": connection})
-    return open_place(target, "a-run", folders, cache, Progress())
+    return open_place(target, run, folders, cache, Progress())
+
+
+def endless(folder):
+    """A job that nobody waits for."""
+    lengths = {"answer_tokens": 1, "decode_tokens": 1, "repeats": 10**7}
+    return {"job": "time", "folders": {"dense": str(folder)}, "prompts": {"dense": [1, 2]}, "seed": 0, **lengths}
 
 
 def measure(place, folders, out):
@@ -107,6 +116,104 @@ def test_a_connection_that_stays_lost_keeps_what_was_measured(device, folders, t
     assert not list(device.home.iterdir())
 
 
+def test_a_folder_that_somebody_else_made_is_refused(device, folders, tmp_path):
+    place = over(device.connection, folders, tmp_path / "cache")
+    mine = device.home / "sieve-edge" / place.run_name / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    fix = r"tiny at me@board: .*a-run.* was not made by sieve-edge; rename it or set connection.workdir"
+    with pytest.raises(ArtifactError, match=fix):
+        place.__enter__()
+    assert mine.read_text() == "mine"
+    assert [path.name for path in mine.parent.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("run", [".", "..", "/", "../my runs/x"])
+def test_no_name_of_a_run_reaches_what_is_beside_it(run, device, folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mine = device.home / "sieve-edge" / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with over(device.connection, folders, tmp_path / "cache", Path(run)):
+        pass
+    assert mine.read_text() == "mine"
+    assert [path.name for path in mine.parent.iterdir()] == ["mine.txt"]
+    assert device_folder(Path(run)) == device_folder(Path(run).resolve()) != device_folder(Path(run) / "other")
+
+
+def test_a_part_of_another_version_is_not_continued(device, folders, tmp_path):
+    sent = {name: shutil.copytree(folder, tmp_path / name) for name, folder in folders.items()}
+    rng = np.random.default_rng(0)
+    # More than all the rest, so that the connection is lost in the middle of it; in both folders the same.
+    weights = rng.bytes(8 * 2**20)
+    for folder in sent.values():
+        (folder / "weights").write_bytes(weights)
+    device.fail("receive", 0.3, *[0.0] * (remote.ATTEMPTS - 1))
+    with pytest.raises(ConnectionLost):
+        over(device.connection, sent, tmp_path / "cache").__enter__()
+    # The part serves one of two files of that content.
+    with over(device.connection, sent, tmp_path / "cache") as place:
+        continued = [item for item in device.requests("receive")[-1]["files"] if item["start"]]
+        assert [item["name"] for item in continued] == ["dense/weights"]
+        there = device.home / "sieve-edge" / place.run_name
+        assert (there / "dense" / "weights").read_bytes() == (there / "pruned" / "weights").read_bytes() == weights
+    device.fail("receive", 0.3, *[0.0] * (remote.ATTEMPTS - 1))
+    with pytest.raises(ConnectionLost):
+        over(device.connection, sent, tmp_path / "cache").__enter__()
+    (sent["dense"] / "weights").write_bytes(rng.bytes(len(weights)))
+    with over(device.connection, {"dense": sent["dense"]}, tmp_path / "cache") as place:
+        there = device.home / "sieve-edge" / place.run_name
+        assert (there / "dense" / "weights").read_bytes() == (sent["dense"] / "weights").read_bytes()
+        assert not (there / ".parts").exists()
+
+
+def test_a_worker_that_a_lost_connection_left_is_ended(device, folders, tmp_path):
+    with over(device.connection, folders, tmp_path / "cache") as place:
+        device.fail("work", *["left"] * remote.ATTEMPTS)
+        with pytest.raises(ConnectionLost, match="not responding"):
+            place.run(endless(folders["dense"]), None)
+        # Each attempt ended the one before it.
+        assert len(device.workers()) == 1
+        job = {"job": "score", "prompts": [[1, 2]], "answers": [[1], [2]], "batch_tokens": 8}
+        assert place.run({**job, "folder": str(folders["dense"])}, None)["answers"]
+        assert not device.workers()
+        device.fail("work", *["left"] * remote.ATTEMPTS)
+        with pytest.raises(ConnectionLost):
+            place.run(endless(folders["dense"]), None)
+    assert not device.workers()
+    assert not list(device.home.iterdir())
+
+
+def test_an_interrupted_validation_leaves_nothing_there(sshd, folders, tmp_path):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), over(sshd.connection, folders, tmp_path / "cache") as place:
+        place.run(endless(folders["dense"]), interrupt)
+    assert not sshd.workers()
+    assert not list(sshd.home.iterdir())
+
+
+def test_an_interruption_does_not_wait_for_a_lost_connection(device, folders, tmp_path, capsys):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    device.fail("remove", 0.0)
+    job = {"job": "score", "prompts": [[1, 2]], "answers": [[1], [2]], "batch_tokens": 8}
+    with pytest.raises(KeyboardInterrupt), over(device.connection, folders, tmp_path / "cache") as place:
+        place.run({**job, "folder": str(folders["dense"])}, interrupt)
+    assert len(device.requests("remove")) == 1
+    assert f"sieve-edge/{place.run_name} stays there" in capsys.readouterr().err
+
+
+def test_a_file_of_host_keys_may_have_spaces_in_its_name(sshd, folders, tmp_path):
+    known = tmp_path / "my keys" / "100% known"
+    known.parent.mkdir()
+    shutil.copy(sshd.place / "known", known)
+    connection = sshd.connection.model_copy(update={"known_hosts": str(known)})
+    assert over(connection, folders, tmp_path / "cache").facts()["python"]
+
+
 def test_an_unknown_host_key_is_refused(sshd, folders, tmp_path):
     empty = tmp_path / "known"
     empty.write_text("")
@@ -160,6 +267,7 @@ def test_what_arrives_broken_is_refused(device, folders, tmp_path, monkeypatch):
         {"ssh": "me@board", "workdir": "-x"},
         {"ssh": "me@board", "python": "python3; touch x"},
         {"ssh": "me@board", "port": 0},
+        {"ssh": "me@board", "known_hosts": 'a" -o "b'},
     ],
 )
 def test_nothing_that_a_shell_would_read_is_accepted(fields):

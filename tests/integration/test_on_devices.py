@@ -104,6 +104,9 @@ def test_a_bundle_runs_outside_and_notices_what_changed(board, on_host, tmp_path
     assert done.returncode == 0, done.stderr
     bundle = unpack(tmp_path / "mine.tar.gz", tmp_path / "there")
     assert {"artifact", "runner", "install.sh", "check.sh", "report.md", "sample.json"} <= {*os.listdir(bundle)}
+    assert "# board" in (bundle / "artifact" / "README.md").read_text()
+    # Not beside the artifact, where it would be kept when it is out of date.
+    assert not (run / "export" / "pruned" / "README.md").exists()
     agreed = check(bundle)
     assert agreed.returncode == 0, agreed.stderr
     assert json.loads(agreed.stdout)["agreement"] == 1.0
@@ -112,6 +115,11 @@ def test_a_bundle_runs_outside_and_notices_what_changed(board, on_host, tmp_path
     shutil.copytree(run, moved, symlinks=False)
     again = command("bundle", moved, "--out", tmp_path / "again" / "mine.tar.gz")
     assert last_json(again)["sha256"] == last_json(done)["sha256"]
+    (run / "export" / "pruned" / "README.md").write_text("mine")
+    edited = command("bundle", run, "--out", tmp_path / "edited.tar.gz")
+    (run / "export" / "pruned" / "README.md").unlink()
+    assert "README.md, as it is" in edited.stderr
+    assert (unpack(tmp_path / "edited.tar.gz", tmp_path / "edited") / "artifact" / "README.md").read_text() == "mine"
     weights = bundle / "artifact" / "model.onnx.data"
     broken = bytearray(weights.read_bytes())
     broken[100] ^= 64

@@ -21,6 +21,7 @@ from sieve_edge.model.matrices import count_params
 from sieve_edge.progress import Progress
 from sieve_edge.quantize import quantize
 from sieve_edge.recipe import QuantizeRecipe
+from sieve_edge.resolve import load_target
 from tests.tiny_gguf import TEXTS, TOKENIZER, factor, make_model
 
 PROMPTS = [TOKENIZER.encode(text) for text in TEXTS]
@@ -127,6 +128,30 @@ def test_halves_are_stored_and_computed_in_float32(tmp_path):
     halves = [name for name, value in stored.items() if value.data_type == onnx.TensorProto.FLOAT16]
     assert len(halves) == sum(parameter.dim() == 2 for parameter in model.parameters())
     assert 0.0 < read_json(folder / DRIFT)["kl"] < 1e-4
+
+
+@pytest.mark.parametrize(("quantization", "plain"), [("F32", True), ("F16", True), ("int8", False)])
+def test_a_graph_for_tensorrt_holds_standard_operators_only(quantization, plain, tmp_path):
+    board = load_target("jetson-orin-trt")
+    model = make_model("llama")
+    wanted = board.model_copy(update={"quantization": quantization})
+    run(model, factor(model, "llama", rank=32)[0], wanted, tmp_path)
+    for kind in ("dense", "pruned"):
+        found = onnx.load(tmp_path / "export" / kind / "model.onnx", load_external_data=False)
+        domains = {node.domain or "ai.onnx" for node in _nodes(found.graph)}
+        domains |= {item.domain or "ai.onnx" for item in found.opset_import}
+        # Blocks of 8 bits need contributed operators, so the set does tell.
+        assert (domains == {"ai.onnx"}) is plain
+        assert not found.functions
+
+
+def _nodes(graph):
+    """Nodes of a graph and of the graphs inside them."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _nodes(inner)
 
 
 def test_weights_that_do_not_fit_are_named_and_refused(tmp_path):

@@ -1,114 +1,124 @@
-"""``sieve-edge bundle --image``: what it starts from, what the engine is asked, and what check.sh finds there."""
+"""Bundles of a made-up run: what is refused, what makes their bytes differ, and install.sh."""
 
+import json
 import os
 import shutil
 import subprocess
+import sys
+import tarfile
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from sieve_edge.artifacts import Manifest, write_manifest
-from sieve_edge.cli import cli
-from sieve_edge.device.bundle import SCRIPTS, device_image, make_image
-from sieve_edge.errors import EnvironmentMissing
+from sieve_edge.artifacts import MANIFEST, Manifest, describe_outputs, write_manifest
+from sieve_edge.device import bundle
+from sieve_edge.device.bundle import SCRIPTS, write_bundle
+from sieve_edge.device.runner import site_files
+from sieve_edge.errors import ArtifactError
+from sieve_edge.files import digest
 from sieve_edge.resolve import load_target, settings_json
 
-# Writes down what it is asked, and the file that it would build from.
-ENGINE = """#!/bin/sh
-echo "${0##*/} $*" >"$LOG"
-while [ "$1" != -f ]; do shift; done
-/bin/cat "$2" >>"$LOG"
-if [ -n "$LAME" ]; then echo "no such image" >&2; exit 125; fi
-"""
+
+def finish(folder, inputs, settings):
+    outputs = describe_outputs(folder)
+    write_manifest(folder, Manifest(folder.name, "key", inputs, settings, 0, {}, 1.0, outputs))
+    return {folder.name: digest(outputs)}
 
 
 @pytest.fixture
-def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What a stand-in wrote down; nothing else is on the path."""
-    (tmp_path / "bin").mkdir()
-    for name in ("PATH", "LOG"):
-        monkeypatch.setenv(name, str(tmp_path / {"PATH": "bin", "LOG": "log"}[name]))
-    return tmp_path / "log"
+def run(tmp_path):
+    root = tmp_path / "runs" / "toy"
+    for file in ("export/pruned/model.onnx", "validate/sample.json"):
+        (root / file).parent.mkdir(parents=True)
+        (root / file).write_text("{}")
+    exported = finish(root / "export", {}, {})
+    finish(root / "validate", exported, {"target": settings_json(load_target("x86-cpu"))})
+    return root
 
 
-def install(log: Path, name: str) -> None:
-    engine = log.parent / "bin" / name
-    engine.write_text(ENGINE, encoding="utf-8")
-    engine.chmod(0o755)
+def names(archive):
+    with tarfile.open(archive) as packed:
+        return {name.partition("/")[2] for name in packed.getnames()}
 
 
-def finished(run: Path, target: str) -> Path:
-    """A run as far as its target is read from it."""
-    (run / "validate").mkdir(parents=True)
-    settings = {"target": settings_json(load_target(target))}
-    write_manifest(run / "validate", Manifest("validate", "", {}, settings, 0, {}, 0.0, {}))
-    return run
+def test_what_was_not_validated_is_not_shipped(run, tmp_path):
+    write_bundle(run, tmp_path / "first.tar.gz", None, tmp_path)
+    (run / "export" / "pruned" / "model.onnx").write_text("another one")
+    (run / "export" / MANIFEST).unlink()
+    finish(run / "export", {}, {})
+    with pytest.raises(ArtifactError, match="toy: export was made again and not validated since; run the command"):
+        write_bundle(run, tmp_path / "second.tar.gz", None, tmp_path)
+    assert not (tmp_path / "second.tar.gz").exists()
 
 
+def make_site(folder, python):
+    """What pip leaves, with the Python that ran it in a command and in its hash."""
+    files = {
+        "numpy/__init__.py": "",
+        "numpy/__pycache__/__init__.pyc": python,
+        "numpy/RECORD": "of numpy's own",
+        "numpy-2.0.dist-info/METADATA": "Version: 2.0",
+        "numpy-2.0.dist-info/RECORD": f"../../bin/f2py,sha256={digest(python)}",
+        "numpy-2.0.dist-info/INSTALLER": "pip" if "a" in python else "uv",
+        "numpy-2.0.dist-info/REQUESTED": "",
+        "bin/f2py": f"#!{python}",
+    }
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+def test_packages_inside_do_not_tell_who_collected_them(run, tmp_path, monkeypatch):
+    made = []
+    for name, python in (("one", "/a/.venv/bin/python"), ("two", "/other/python")):
+        site = make_site(tmp_path / name, python)
+        monkeypatch.setattr(bundle, "make_site", lambda *_, site=site: site)
+        made.append(write_bundle(run, tmp_path / name / "toy.tar.gz", "aarch64", tmp_path))
+    assert made[0]["sha256"] == made[1]["sha256"]
+    kept = {"numpy/__init__.py", "numpy/RECORD", "numpy-2.0.dist-info/METADATA"}
+    assert {name.removeprefix("site/") for name in names(made[0]["bundle"]) if name.startswith("site/")} == kept
+    assert set(site_files(make_site(tmp_path / "three", "/a/python"))) == kept
+
+
+def install(folder, python, runtime, llama):
+    """Run install.sh of an unpacked bundle, with a llama_cpp that the device would have."""
+    folder.mkdir()
+    for script in SCRIPTS.glob("*.sh"):
+        shutil.copy(script, folder)
+    (folder / "bundle.json").write_text(json.dumps({"runtime": {"runtime": runtime}}))
+    (folder / "runner").mkdir()
+    (folder / "runner" / "sieve_edge").symlink_to(Path(bundle.__file__).parents[1])
+    (folder / "runner" / "llama_cpp.py").write_text(llama)
+    environment = {**os.environ, "PYTHON": str(python)}
+    return subprocess.run([folder / "install.sh"], env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize(
-    ("name", "machine", "options"),
+    ("llama", "problem"),
     [
-        ("docker", "aarch64", "--platform linux/arm64 "),
-        ("podman", "x86_64", "--format docker --platform linux/amd64 "),
-        ("buildah", None, "--format docker "),
+        ("__version__ = '0.3.36'", "llama-cpp-python 0.3.36, which does not load it"),
+        ("raise ImportError('none here')", "llama-cpp-python cannot be imported (none here)"),
     ],
 )
-def test_the_engine_is_told_format_and_platform(
-    log: Path, tmp_path: Path, name: str, machine: str | None, options: str
-) -> None:
-    install(log, name)
-    told = make_image(tmp_path / "mine.tar.gz", "mine:1", "base:onnx", machine)
-    assert told == {"image": "mine:1", "engine": name}
-    asked, *text = log.read_text(encoding="utf-8").splitlines()
-    file = tmp_path / ".mine.tar.gz.Dockerfile"
-    assert asked == f"{name} build {options}-f {file} -t mine:1 {tmp_path}"
-    assert text == [
-        "FROM base:onnx",
-        "ADD mine.tar.gz /opt/",
-        "WORKDIR /opt/mine",
-        'ENTRYPOINT ["/bin/sh", "check.sh"]',
-    ]
-    assert not file.exists()
+def test_a_factored_file_is_not_installed_without_its_llama_cpp(llama, problem, tmp_path):
+    done = install(tmp_path / "there", sys.executable, "llama.cpp", llama)
+    assert done.returncode == 5
+    assert problem in done.stderr
+    assert "run: make runtime; then here: PYTHON=CHECKOUT/.venv/bin/python ./install.sh" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "there" / ".venv").exists()
 
 
-def test_what_the_engine_says_is_one_line(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(EnvironmentMissing, match="--image needs one of docker, podman, buildah; install one"):
-        make_image(tmp_path / "mine.tar.gz", "mine:1", "base", None)
-    install(log, "podman")
-    monkeypatch.setenv("LAME", "1")
-    with pytest.raises(EnvironmentMissing, match="podman cannot build mine:1 from base: no such image"):
-        make_image(tmp_path / "mine.tar.gz", "mine:1", "base", None)
-
-
-@pytest.mark.parametrize(
-    ("target", "tag"),
-    [("x86-cpu", "onnx"), ("x86-gguf", "gguf"), ("x86-gguf-stock", "gguf-stock"), ("jetson", "gguf-cuda")],
-)
-def test_it_starts_from_the_image_that_make_image_makes(tmp_path: Path, target: str, tag: str) -> None:
-    assert device_image(finished(tmp_path / "run", target)) == f"sieve-edge-device:{tag}"
-
-
-def test_where_make_image_makes_none_it_is_said_before_anything_is_packed(tmp_path: Path) -> None:
-    run = finished(tmp_path / "run", "x86-cuda")
-    done = CliRunner().invoke(cli, ["bundle", str(run), "--image", "mine:1"])
-    assert done.exit_code == EnvironmentMissing.exit_code
-    assert "make image makes none with CUDAExecutionProvider" in done.stderr
-    assert not list(run.glob("*.tar.gz*"))
-
-
-def test_the_check_finds_what_is_in_its_image(tmp_path: Path) -> None:
-    shutil.copy(SCRIPTS / "check.sh", tmp_path)
-    python = tmp_path / "python"
-    python.write_text('#!/bin/sh\necho "$PYTHONPATH"\n', encoding="utf-8")
-    python.chmod(0o755)
-
-    def path(**more: str) -> str:
-        environment = {"PATH": os.defpath, "PYTHON": str(python), **more}
-        done = subprocess.run(
-            ["/bin/sh", tmp_path / "check.sh"], env=environment, capture_output=True, text=True, check=True
-        )
-        return done.stdout.strip()
-
-    assert path() == "runner:site"
-    assert path(PYTHONPATH="/opt/sieve-edge:/cache/packages") == "runner:site:/opt/sieve-edge:/cache/packages"
+@pytest.mark.timeout(120)
+def test_a_llama_cpp_that_is_there_is_used_by_the_check_too(tmp_path):
+    done = install(tmp_path / "there", sys.executable, "llama.cpp", "__version__ = '0.3.36+factored.1'")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "there" / ".python").read_text().strip() == sys.executable
+    (tmp_path / "there" / "bundle.json").write_text('{"sha256": {"gone": ""}}')
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHON"} | {"PATH": "/usr/bin:/bin"}
+    command = [tmp_path / "there" / "check.sh"]
+    checked = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert checked.returncode == 3
+    assert "gone: missing, or not what was bundled" in checked.stderr

@@ -13,14 +13,28 @@ from sieve_edge.cli import cli
 from sieve_edge.config import Connection, Limits, Target, Workload
 from sieve_edge.resolve import load_target, settings_json, shipped_targets
 
+MODELS = (Target, Limits, Workload, Connection)
+UNITS = r"\b(milliseconds|MiB|tokens?|count|number)\b"
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_every_field_is_described_with_its_unit(kind):
+    for name, field in kind.model_fields.items():
+        assert field.description, name
+        if re.search(r"\b(int|float)\b", str(field.annotation)):
+            assert re.search(UNITS, field.description), f"{name}: {field.description}"
+
 
 @pytest.mark.parametrize("name", shipped_targets())
 def test_show_explains_every_field(name):
     done = CliRunner().invoke(cli, ["targets", "show", name])
     assert done.exit_code == 0
     assert json.loads(done.stdout) == settings_json(load_target(name))
-    for field in (*Target.model_fields, *Limits.model_fields, *Workload.model_fields):
-        assert re.search(rf"^ *#?{field}: ?", done.stderr, re.MULTILINE), field
+    shown = " ".join(line.strip(" #") for line in done.stderr.splitlines())
+    for kind in MODELS:
+        for field, facts in kind.model_fields.items():
+            assert re.search(rf"^ *#?{field}:", done.stderr, re.MULTILINE), field
+            assert f"{facts.description} {field}:" in shown
 
 
 def test_init_writes_a_file_that_is_a_target(tmp_path):
@@ -33,11 +47,21 @@ def test_init_writes_a_file_that_is_a_target(tmp_path):
     assert {name for name in like if written[name] != like[name]} == {"name", "description"}
     # What is switched off is right too, once the # before it is gone.
     text = file.read_text()
-    assert "#connection: {ssh: user@host}" in text
+    assert "#connection:\n  # USER@HOST" in text
     on = re.sub(r"^( *)#(?=\w)", r"\1", text, flags=re.MULTILINE)
     file.write_text(on)
-    assert load_target(str(file)).connection == Connection(ssh="user@host")
+    files = {"identity": "~/.ssh/id_ed25519", "known_hosts": "~/.ssh/known_hosts"}
+    assert load_target(str(file)).connection == Connection(ssh="user@host", port=22, **files)
     assert set(yaml.safe_load(on)["limits"]) == set(Limits.model_fields)
+
+
+def test_init_shows_the_connection_in_place_of_a_local_one(tmp_path):
+    file = tmp_path / "mine.yaml"
+    CliRunner().invoke(cli, ["targets", "init", "my-board", "--like", "x86-cpu", "--out", str(file)])
+    assert load_target(str(file)).connection == "local"
+    text = file.read_text().replace("\nconnection: local", "").replace("#connection:", "connection:")
+    file.write_text(text.replace("#ssh:", "ssh:").replace("#workdir: sieve-edge", "workdir: elsewhere"))
+    assert load_target(str(file)).connection == Connection(ssh="user@host", workdir="elsewhere")
 
 
 def test_init_overwrites_nothing_and_leaves_nothing_wrong(tmp_path):

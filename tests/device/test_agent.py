@@ -1,0 +1,24 @@
+"""What the device's side says of the machine it is on."""
+
+from sieve_edge.device import agent
+
+
+def test_only_what_slows_a_processor_is_throttling(tmp_path, monkeypatch):
+    monkeypatch.setattr(agent, "THERMAL", tmp_path)
+    monkeypatch.setattr(agent, "CPUS", tmp_path / "none")
+    monkeypatch.setenv("PATH", "")
+    devices = [
+        ("pwm-fan", "2"),
+        ("Fan", "1"),
+        ("thermal-cpufreq-0", "3"),
+        ("cpufreq-cpu0", "0"),
+        ("Processor", "7"),
+        ("intel_powerclamp", "-1"),
+        ("dimm", ""),
+    ]
+    for index, (kind, state) in enumerate(devices):
+        device = tmp_path / f"cooling_device{index}"
+        device.mkdir()
+        (device / "type").write_text(kind + "\n")
+        (device / "cur_state").write_text(state + "\n")
+    assert agent.facts()["throttled"] == {"cooling_device2 thermal-cpufreq-0": "3", "cooling_device4 Processor": "7"}

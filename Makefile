@@ -10,7 +10,7 @@ asks = $(shell grep -s '^$(1)' $(wildcard targets/$(TARGET).yaml $(TARGET)) /dev
 ONNX := $(if $(call asks,execution_provider: CUDA),onnx-gpu,onnx)
 GGUF := $(if $(call asks,runtime: llama.cpp-stock),gguf-stock,gguf)
 RUNTIME := $(if $(call asks,format: gguf),$(GGUF),$(ONNX))
-BENCHMARKS := $(patsubst benchmarks/%.py,%,$(filter-out benchmarks/_% benchmarks/readme.py benchmarks/pictures.py,$(wildcard benchmarks/*.py)))
+BENCHMARKS := $(patsubst benchmarks/%.py,%,$(filter-out benchmarks/_% benchmarks/readme.py benchmarks/pictures.py benchmarks/rag.py,$(wildcard benchmarks/*.py)))
 
 help:  ## List the commands and their variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-15s %s\n", $$1, $$2} /^## /{print substr($$0, 4)}' $(MAKEFILE_LIST)

@@ -51,8 +51,8 @@ class OpenAIJudge:
         self.settings = settings
         self._book = VerdictBook(kept, build)
         self._client: Any = None
-        self._found = 0
-        self._asked = 0
+        self._found: set[str] = set()
+        self._asked: set[str] = set()
         self._unjudged: dict[str, str] = {}
 
     def grade(self, asked: Sequence[Asked]) -> list[float]:
@@ -66,7 +66,7 @@ class OpenAIJudge:
         """
         keys = [self._key(one) for one in asked]
         said = self._book.read(keys)
-        self._found += len(said)
+        self._found |= said.keys()
         said |= self._ask_all({key: one for key, one in zip(keys, asked, strict=True) if key not in said})
         self._unjudged |= {key: words for key, words in said.items() if parse_verdict(words) is None}
         verdicts = [parse_verdict(said[key]) for key in keys]
@@ -82,8 +82,10 @@ class OpenAIJudge:
         silent = count_silent(self._unjudged.values())
         calls, usd = self._book.spent()
         told: dict[str, Any] = {"model": self.settings.model, "base_url": self.settings.base_url}
-        told |= {"asked": self._asked, "on_disk": self._found, **silent, "calls_of_build": calls}
-        self._asked, self._found, self._unjudged = 0, 0, {}
+        # What a stage asks for twice was not there before it.
+        known = len(self._found - self._asked)
+        told |= {"asked": len(self._asked), "on_disk": known, **silent, "calls_of_build": calls}
+        self._asked, self._found, self._unjudged = set(), set(), {}
         return told | ({"usd_of_build": round(usd, 6)} if self._priced() else {})
 
     @property
@@ -129,7 +131,7 @@ class OpenAIJudge:
             error = future.exception()
             if error is not None:
                 raise error
-        self._asked += len(missing)
+        self._asked |= missing.keys()
         return dict(found for future in futures if (found := future.result()) is not None)
 
     def _ask(self, client: Any, one: Asked, stop: threading.Event) -> str | None:

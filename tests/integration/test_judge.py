@@ -121,6 +121,7 @@ def test_refusals_and_other_words_are_counted_and_no_verdict(tmp_path):
         assert [None if math.isnan(each) else each for each in worth] == [None, None, 0, None, 1, None]
         judge.grade(ASKED)
         facts = judge.facts()
+        assert (facts["asked"], facts["on_disk"]) == (6, 0), "what was asked here was not there before"
         assert (facts["refused"], facts["unparsable"]) == (2, 2), "each answer is counted once"
         assert judge.facts()["refused"] == 0, "a stage tells its own"
         assert len(asked) == 6
@@ -219,7 +220,15 @@ def test_an_interrupted_judge_makes_no_further_call(tmp_path, monkeypatch):
         assert len(asked) <= 2
 
 
-def test_ceilings_hold_among_books_that_share_a_file(tmp_path):
+def test_ceilings_hold_among_books_that_share_a_file(tmp_path, monkeypatch):
+    look = VerdictBook._spent
+
+    def dawdling(book, table):
+        found = look(book, table)
+        time.sleep(0.1)
+        return found
+
+    monkeypatch.setattr(VerdictBook, "_spent", dawdling)
     books = [VerdictBook(tmp_path / "v.sqlite", "build") for _ in range(8)]
 
     def reserve(book):

@@ -1,6 +1,5 @@
 """The judge against servers on loopback: real words, faults, ceilings, what is kept, and where the key never goes."""
 
-import datetime
 import math
 import threading
 import time
@@ -12,7 +11,7 @@ from pydantic import ValidationError
 from sieve_edge.errors import EnvironmentMissing, JudgeError
 from sieve_edge.protocols import Asked
 from sieve_edge.task.judge import OpenAIJudge
-from sieve_edge.task.judge_words import CUT_OFF, most_tokens, parse_verdict, pause_s, write_question
+from sieve_edge.task.judge_words import most_tokens, write_question
 from sieve_edge.task.verdicts import VerdictBook
 from sieve_edge.task_config import JudgeSettings
 from tests.servers import fault_server, said, slow, trickling
@@ -255,18 +254,6 @@ def test_a_reply_that_trickles_in_is_given_up_in_time(tmp_path):
         assert time.monotonic() - began < 5.0
 
 
-def test_waits_grow_and_what_the_endpoint_asks_for_goes_first():
-    now = datetime.datetime(2025, 1, 1, 12, tzinfo=datetime.UTC)
-    assert [pause_s({}, number, 0.0, now) for number in range(9)] == [0.5, 1, 2, 4, 8, 16, 32, 60, 60]
-    assert pause_s({}, 2, 0.25, now) == 2.5
-    assert pause_s({"retry-after-ms": "20"}, 5, 0.25, now) == pytest.approx(0.02)
-    assert pause_s({"retry-after": "7"}, 0, 0.25, now) == 7
-    assert pause_s({"retry-after": "Wed, 01 Jan 2025 12:00:09 GMT"}, 0, 0.0, now) == 9
-    assert pause_s({"retry-after": "Wed, 01 Jan 2025 11:00:00 GMT"}, 0, 0.0, now) == 0
-    assert pause_s({"retry-after": "900"}, 0, 0.0, now) == 60
-    assert pause_s({"retry-after": "soon"}, 1, 0.0, now) == 1
-
-
 def test_an_empty_database_is_made_whole(tmp_path):
     (tmp_path / "v.sqlite").touch()
     with fault_server(right_if_even) as (url, _):
@@ -305,23 +292,3 @@ def test_a_missing_key_says_which_variable(tmp_path, monkeypatch):
     monkeypatch.delenv("SIEVE_TEST_KEY")
     with pytest.raises(EnvironmentMissing, match="SIEVE_TEST_KEY is not set"):
         make("http://127.0.0.1:9/v1", tmp_path).grade(ASKED[:1])
-
-
-@pytest.mark.parametrize(
-    ("words", "verdict"),
-    [
-        ("correct", 1),
-        (" Incorrect.\n", 0),
-        ('"correct"', 1),
-        ("**incorrect**", 0),
-        ("not correct", None),
-        ("", None),
-        ("<think>It says the same, so it is not incorrect.</think>\n\nCorrect.", 1),
-        ("same\n</think>incorrect", 0),
-        ("<think>the candidate is\ncorrect", None),
-        ("<think>same</think>It is not correct", None),
-        (f"correct{CUT_OFF}", None),
-    ],
-)
-def test_only_the_two_words_are_verdicts(words, verdict):
-    assert parse_verdict(words) == verdict

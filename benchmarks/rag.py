@@ -2,7 +2,8 @@
 
 Each task is scored by the dense model in PyTorch on its test split, with the prior fitted on the selection split, and
 compared with what always giving one answer scores. Where the dense model is above that, it is pruned once by the
-build's own search, refitted, and scored again; where it is not, the row says so. ``--model`` names a larger one.
+build's own search, refitted, and scored again; where it is not, or the build refuses the task, the row says so.
+``--model`` names a larger one.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from benchmarks._common import RESULTS, machine, versions
+from sieve_edge.errors import TaskError
 from sieve_edge.files import read_json, write_json
 from sieve_edge.model.checkpoint import load_checkpoint
 from sieve_edge.model.flat import TorchTextModel
@@ -40,7 +42,6 @@ def main() -> None:
     for name in arguments.tasks:
         started = time.perf_counter()
         row = _row(name, arguments)
-        _keep(row, arguments)
         print(f"{row} ({time.perf_counter() - started:.0f} s)", flush=True)
 
 
@@ -55,12 +56,22 @@ def _row(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     row |= {f"dense_{key}": value for key, value in dense.items()}
     above = dense["interval95"][0] > dense["baseline"]
     row["above_baseline"] = above
+    _keep(row, arguments)
     if above and not arguments.quick:
-        build(run, "fuse")
-        pruned = _score(run, load_checkpoint(run.folder("fuse"), recipe.device), quick=False)
-        kept = read_json(run.folder("fuse") / "sieve_edge.json")["kept_fraction"]
-        row |= {"kept_linears": kept["linears"], "kept_model": kept["model"], "pruned_score": pruned["score"]}
+        row |= _pruned(run)
+        _keep(row, arguments)
     return row
+
+
+def _pruned(run: Run) -> dict[str, Any]:
+    """Prune and score again; the build looks at the selection split, where a task may be refused that holds on test."""
+    try:
+        build(run, "fuse")
+    except TaskError as error:
+        return {"refused": str(error)}
+    pruned = _score(run, load_checkpoint(run.folder("fuse"), run.recipe.device), quick=False)
+    kept = read_json(run.folder("fuse") / "sieve_edge.json")["kept_fraction"]
+    return {"kept_linears": kept["linears"], "kept_model": kept["model"], "pruned_score": pruned["score"]}
 
 
 def _score(run: Run, model: Any, quick: bool) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 from sieve_edge import STAGES, Stage
 from sieve_edge.artifacts import MANIFEST, Manifest, describe_outputs, is_current, read_manifest, verify, write_manifest
 from sieve_edge.files import digest, disk_errors
+from sieve_edge.foresight import tell_judging
 from sieve_edge.run import Run, stage_settings
 from sieve_edge.stages import STAGE_FUNCTIONS, Result
 from sieve_edge.task.examples import splits_sha256
@@ -50,6 +51,7 @@ def build(run: Run, until: str) -> dict[str, Manifest]:
 
 def _run_stages(run: Run, wanted: Sequence[Stage], inputs: Mapping[str, str]) -> dict[str, Manifest]:
     manifests: dict[str, Manifest] = {}
+    ahead: Sequence[str] | None = None
     for number, stage in enumerate(wanted, 1):
         mine = {**inputs, **{verb: digest(manifests[verb].outputs) for verb in stage.reads}}
         settings = stage_settings(stage.verb, run)
@@ -60,6 +62,10 @@ def _run_stages(run: Run, wanted: Sequence[Stage], inputs: Mapping[str, str]) ->
         if not current:
             for verb in stage.reads:
                 verify(run.folder(verb))
+            if ahead is None:
+                # Once, before the first stage that has something to do: what is done asks no judge.
+                ahead = [later.verb for later in wanted[number - 1 :]]
+                tell_judging(run, ahead)
             _run_stage(run, stage, key, mine, settings, place, STAGE_FUNCTIONS[stage.verb])
         _link(run, stage, place)
         manifests[stage.verb] = read_manifest(place)

@@ -52,10 +52,11 @@ def _learn(run: Run, out: Path) -> Result:
 def _search(run: Run, out: Path) -> Result:
     from sieve_edge.model.bank import ProjectionBank
     from sieve_edge.model.statistics import CalibrationStats
-    from sieve_edge.search import foreseen_plans, search
+    from sieve_edge.search import search
     from sieve_edge.search.assemble import make_candidates, search_budgets, search_space
     from sieve_edge.search.budgets import shown
     from sieve_edge.search.executor import open_workers
+    from sieve_edge.search.result import why_dense
     from sieve_edge.timed import table_of
 
     bank, stats = ProjectionBank(run.folder("learn")), CalibrationStats(run.folder("calibrate"))
@@ -64,14 +65,6 @@ def _search(run: Run, out: Path) -> Result:
     answer_tokens = max((len(ids) for ids in labels), default=run.task.max_new_tokens)
     times = table_of(run, space, out) if run.recipe.search.limits_time else None
     budgets = search_budgets(space, run.recipe.search, run.target.quantization, times, answer_tokens)
-    if run.judge is not None:
-        plans, sizes = foreseen_plans(run.recipe), {name: len(split) for name, split in run.splits.items()}
-        after = sizes["selection"] + 2 * (sizes["test"] + sizes["transfer"])
-        run.progress.say(
-            f"  the judge is foreseen to be shown {plans} plans x {sizes['selection']} answers = "
-            f"{plans * sizes['selection']} by the search and {after} afterwards; answers that it knows cost no call, "
-            f"and this build makes no more than {run.judge.settings.max_calls} calls in all"
-        )
     for budget in budgets:
         run.progress.say(f"  {budget.told()}: the dense model has {shown(budget.dense(space))}")
     with open_workers(run.compute, run.recipe.threads) as workers:
@@ -92,7 +85,7 @@ def _search(run: Run, out: Path) -> Result:
         plan = search(space, bank, candidates, budgets, run.target, run.recipe, out, run.progress)
     told = ("kept_linears", "accuracy", "loss", "loss_bound", "accept", "refit", "evaluations", "tokens_scored")
     unpruned = all(rank is None for rank in plan.ranks.values())
-    fallbacks = ("no plan met the tolerance; the model stays dense",) if unpruned else ()
+    fallbacks = (f"{why_dense(candidates)}; the model stays dense",) if unpruned else ()
     costs = {budget.name: budget.cost(space.specs, plan.ranks) for budget in budgets}
     metrics = {**{name: getattr(plan, name) for name in told}, "costs": costs, **workers.metrics(), **_judged(run)}
     return metrics, (*fallbacks, *workers.fallbacks())
@@ -122,17 +115,9 @@ def _fuse(run: Run, out: Path) -> Result:
     settings = refit_settings(CalibrationStats(run.folder("calibrate")), run.loaded.specs, recipe.learn.gradient_weight)
     batches = refit_prompts(run.loaded, prompts, exam, run.task, recipe)
     bank = refitted_bank(run.loaded, run.folder("learn"), run.folder("search"), plan, *batches, settings)
-    return fuse(
-        run.loaded,
-        bank,
-        plan,
-        _dense_answers(run),
-        run.examiner,
-        run.splits["selection"],
-        recipe,
-        out,
-        run.progress,
-    )
+    dense, selection = _dense_answers(run), run.splits["selection"]
+    metrics, fallbacks = fuse(run.loaded, bank, plan, dense, run.examiner, selection, recipe, out, run.progress)
+    return {**metrics, **_judged(run)}, fallbacks
 
 
 def _tune(run: Run, out: Path) -> Result:
@@ -143,7 +128,8 @@ def _tune(run: Run, out: Path) -> Result:
 
     checkpoint = run.folder("fuse")
     fused = load_checkpoint(checkpoint, run.recipe.device)
-    return tune(run.loaded, fused, checkpoint, run.examiner, run.splits, run.recipe, out, run.progress)
+    told, fallbacks = tune(run.loaded, fused, checkpoint, run.examiner, run.splits, run.recipe, out, run.progress)
+    return {**told, **_judged(run)}, fallbacks
 
 
 def _vocabulary(run: Run, out: Path) -> Result:
@@ -154,7 +140,8 @@ def _vocabulary(run: Run, out: Path) -> Result:
 
     checkpoint = run.checkpoint(("tune",))
     model = load_checkpoint(checkpoint, run.recipe.device)
-    return trim_vocabulary(run.loaded, model, checkpoint, run.examiner, run.splits, run.recipe, out, run.progress), ()
+    told = trim_vocabulary(run.loaded, model, checkpoint, run.examiner, run.splits, run.recipe, out, run.progress)
+    return {**told, **_judged(run)}, ()
 
 
 def _quantize(run: Run, out: Path) -> Result:

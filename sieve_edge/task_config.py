@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import jinja2
 import jinja2.meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from sieve_edge.config import PositiveFloat, PositiveInt, Strict
 
@@ -25,12 +25,47 @@ TEMPLATES = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep
 OPENAI_URL = "https://api.openai.com/v1"
 
 
+def checked_url(value: str) -> str:
+    """Check the address of an endpoint; it is written down, so that it may hold no key.
+
+    Args:
+        value: Address.
+
+    Returns:
+        The same.
+
+    Raises:
+        ValueError: If it is no address, or holds a user or a query.
+    """
+    parts = urllib.parse.urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must begin with http:// or https:// and name a host")
+    if parts.username or parts.password or parts.query:
+        raise ValueError(f"the address of {parts.hostname} holds a user or a query; keys go into the environment")
+    return value
+
+
+def _checked_pattern(value: str) -> str:
+    try:
+        groups = re.compile(value).groups
+    except re.error as error:
+        raise ValueError(f"'{value}' is no regular expression ({error})") from error
+    if groups < 1:
+        raise ValueError(f"'{value}' has no group; put what is compared in parentheses")
+    return value
+
+
+Pattern = Annotated[str, AfterValidator(_checked_pattern)]
+"""Regular expression with a group."""
+
+
 class Source(Strict):
     """A table with a text column and a label column."""
 
     path: str = Field(
         description="file:PATH or package:IMPORT_NAME/PATH of a .csv with a header, .jsonl (UTF-8) or .parquet file, "
-        "or of several by * and ? in the file's name; or hf:ORGANISATION/NAME[/CONFIG][:SPLIT] of the Hugging Face hub."
+        "or of several by * and ? in the file's name; or hf:ORGANISATION/NAME[/CONFIG][:SPLIT] of the Hugging Face "
+        "hub, where a configuration needs the organisation (hf:rajpurkar/squad/plain_text)."
     )
     text: str = Field(
         "text",
@@ -44,7 +79,7 @@ class Source(Strict):
     where_not: dict[str, str] = Field(
         default_factory=dict, description="Leave out rows whose columns have these values."
     )
-    label_pattern: str | None = Field(
+    label_pattern: Pattern | None = Field(
         None, description="Regular expression whose first group, searched in the label column, is the label."
     )
     label_values: dict[str, str] = Field(
@@ -52,6 +87,9 @@ class Source(Strict):
         description="Value of the label column here -> the task's label; rows with other values are left out.",
     )
     max_words: PositiveInt | None = Field(None, description="Cut the text to this many words; nothing else is cut.")
+    collapse_spaces: bool = Field(
+        False, description="Whether lines and runs of spaces in the text become one space, as in a text that is cut."
+    )
 
     @field_validator("path")
     @classmethod
@@ -59,11 +97,6 @@ class Source(Strict):
         if not value.startswith(("file:", "package:", "hf:")):
             raise ValueError(f"'{value}' must start with file:, package: or hf:")
         return value
-
-    @field_validator("label_pattern")
-    @classmethod
-    def _has_a_group(cls, value: str | None) -> str | None:
-        return _checked_pattern(value)
 
     @field_validator("columns")
     @classmethod
@@ -108,21 +141,28 @@ class JudgeSettings(Strict):
     """A model behind an OpenAI-compatible endpoint that says whether an answer is correct; metric: judge."""
 
     model: str = Field("gpt-4o", description="Name of the judge; the paper's is GPT-4o.")
-    base_url: str = Field(OPENAI_URL, description="Endpoint, up to and with /v1, without a key in it.")
+    base_url: Annotated[str, AfterValidator(checked_url)] = Field(
+        OPENAI_URL, description="Endpoint, up to and with /v1, without a key in it."
+    )
     api_key_env: str = Field(
         "OPENAI_API_KEY", description="Environment variable that holds the key; it is never written down."
     )
     concurrency: PositiveInt = Field(8, description="Calls at a time.")
-    timeout_s: PositiveFloat = Field(60.0, description="Seconds that one call may take.")
+    timeout_s: PositiveFloat = Field(
+        60.0, description="Seconds that one call may take, and that the endpoint may be silent."
+    )
     retries: Annotated[int, Field(ge=0)] = Field(
         5, description="Further tries after status 408, 409, 429 or 5xx, or a lost connection, with growing waits."
     )
     max_calls: PositiveInt = Field(
         20_000, description="Calls that one build may make, tries included, however often it is resumed."
     )
-    max_usd: PositiveFloat | None = Field(None, description="Money that one build may spend; needs both prices.")
+    max_usd: PositiveFloat | None = Field(
+        None,
+        description="Money that one build may spend; needs both prices. A call is made only if it cannot exceed this.",
+    )
     max_answer_tokens: PositiveInt = Field(
-        8, description="Most tokens of a verdict; more for a judge that thinks aloud before it."
+        8, description="Most tokens of a verdict; more for a judge that thinks in <think>...</think> before it."
     )
     answer_limit: Literal["max_tokens", "max_completion_tokens"] = Field(
         "max_tokens", description="Name that the endpoint has for that limit."
@@ -133,11 +173,6 @@ class JudgeSettings(Strict):
     screen: TextMetricName = Field(
         "token_f1", description="Metric that a candidate must hold on the first part before the judge sees its answers."
     )
-
-    @field_validator("base_url")
-    @classmethod
-    def _no_secret(cls, value: str) -> str:
-        return checked_url(value)
 
     @model_validator(mode="after")
     def _prices_for_a_ceiling(self) -> "JudgeSettings":
@@ -183,7 +218,7 @@ class Task(Strict):
         "match of a pattern (regex), a field of a JSON object (json_field), longest common subsequence (rouge_l), a "
         "judging model's word (judge).",
     )
-    pattern: str | None = Field(
+    pattern: Pattern | None = Field(
         None, description="metric regex: regular expression whose first group in the answer must equal the reference."
     )
     field: str | None = Field(None, description="metric json_field: name of the field that must equal the reference.")
@@ -199,11 +234,6 @@ class Task(Strict):
     def writes(self) -> bool:
         """Whether the model writes its answer, instead of choosing a label."""
         return self.metric != LABEL_METRIC
-
-    @field_validator("pattern")
-    @classmethod
-    def _has_a_group(cls, value: str | None) -> str | None:
-        return _checked_pattern(value)
 
     @model_validator(mode="after")
     def _usable(self) -> "Task":
@@ -267,35 +297,3 @@ class Task(Strict):
         if self.judge is not None and self.metric != "judge":
             problems.append(f"judge: goes with metric judge, the metric is {self.metric}")
         return problems
-
-
-def checked_url(value: str) -> str:
-    """Check the address of an endpoint; it is written down, so that it may hold no key.
-
-    Args:
-        value: Address.
-
-    Returns:
-        The same.
-
-    Raises:
-        ValueError: If it is no address, or holds a user or a query.
-    """
-    parts = urllib.parse.urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("must begin with http:// or https:// and name a host")
-    if parts.username or parts.password or parts.query:
-        raise ValueError(f"the address of {parts.hostname} holds a user or a query; keys go into the environment")
-    return value
-
-
-def _checked_pattern(value: str | None) -> str | None:
-    if value is None:
-        return None
-    try:
-        groups = re.compile(value).groups
-    except re.error as error:
-        raise ValueError(f"'{value}' is no regular expression ({error})") from error
-    if groups < 1:
-        raise ValueError(f"'{value}' has no group; put what is compared in parentheses")
-    return value

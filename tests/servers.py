@@ -6,7 +6,8 @@ import socket
 import threading
 import time
 import urllib.request
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from tests.command import start
@@ -28,7 +29,7 @@ def said(words, prompt_tokens=10, answer_tokens=1):
 
 @contextmanager
 def fault_server(reply):
-    """Serve chat completions: ``reply(number, request) -> (status, tree or bytes or None)``; None closes the door."""
+    """Serve chat completions: ``reply(number, request) -> (status, tree, bytes, pieces or None)``; None hangs up."""
     asked = []
     lock = threading.Lock()
 
@@ -45,6 +46,9 @@ def fault_server(reply):
                 self.close_connection = True
                 self.connection.close()
                 return
+            if isinstance(tree, Iterator):
+                self._send_slowly(status, tree)
+                return
             data = tree if isinstance(tree, bytes) else json.dumps(tree).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
@@ -53,6 +57,15 @@ def fault_server(reply):
                 self.send_header("retry-after-ms", "20")
             self.end_headers()
             self.wfile.write(data)
+
+        def _send_slowly(self, status, pieces):
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.close_connection = True
+            with suppress(OSError):
+                for piece in pieces:
+                    self.wfile.write(piece)
 
         def log_message(self, *_):
             pass
@@ -74,6 +87,17 @@ def slow(seconds, reply):
         return reply
 
     return later
+
+
+def trickling(seconds, count):
+    """Make a reply of white space, a byte at a time, with which some servers keep a connection open."""
+
+    def pieces():
+        for _ in range(count):
+            time.sleep(seconds)
+            yield b" "
+
+    return lambda *_: (200, pieces())
 
 
 def free_port():

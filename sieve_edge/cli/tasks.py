@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from sieve_edge.task_config import Task
 
 SHOWN, SCORED = 3, 10
+_WHY = {
+    "no text": "they have no text",
+    "duplicate": "their text is there already",
+    "in another source": "another split or source has their text",
+}
 
 
 @click.group(invoke_without_command=True)
@@ -42,15 +47,14 @@ def check(task: str, model: str | None, target: str) -> None:
     from sieve_edge.model.load import load_model, read_chat
     from sieve_edge.model.source import find_model
     from sieve_edge.task.examiner import check_lengths
-    from sieve_edge.task.examples import cut_fractions, load_splits
+    from sieve_edge.task.examples import Dropped, cut_fractions, load_splits
 
     the_task, source = load_task(task), find_model(model or load_target(target).model)
-    splits = load_splits(the_task, 0, read_chat(source) if the_task.messages else None)
+    dropped: Dropped = Counter()
+    splits = load_splits(the_task, 0, read_chat(source) if the_task.messages else None, dropped)
     for example in splits["calibration"][:SHOWN]:
         click.echo(f"---\n{example.prompt}{example.answer}", err=True)
     loaded = load_model(source, "cpu")
-    check_lengths(the_task, splits, loaded.backend, loaded.positions)
-    said, score = _ten_answers(the_task, splits["selection"][:SCORED], loaded)
     cut = cut_fractions(splits)
     facts: dict[str, Any] = {
         "task": the_task.name,
@@ -58,16 +62,20 @@ def check(task: str, model: str | None, target: str) -> None:
         "splits": {
             name: _describe(the_task, examples, loaded) | {"cut": cut[name]} for name, examples in splits.items()
         },
-        "shared_texts": _shared(splits),
+        "left_out": [{"from": place, "why": why, "rows": rows} for (place, why), rows in sorted(dropped.items())],
         "answer_tokens": [len(loaded.encode(answer, special=False)) for answer in the_task.labels.values()],
-        "score_of_ten": score,
     }
     for name, split in facts["splits"].items():
         click.echo(f"{name}: {json.dumps(split)}", err=True)
+    for left_out in facts["left_out"]:
+        click.echo(f"{left_out['from']}: {left_out['rows']} rows left out, {_WHY[left_out['why']]}", err=True)
+    # After the lengths, which show what is too long.
+    check_lengths(the_task, splits, loaded.backend, loaded.positions)
+    said, score = _ten_answers(the_task, splits["selection"][:SCORED], loaded)
     for example, answer in zip(splits["selection"], said, strict=False):
         click.echo(f"the dense model says '{answer}', right is '{example.answer.strip()}'", err=True)
     click.echo(f"mean worth of these answers, before any correction: {score:.2f}", err=True)
-    click.echo(json.dumps(facts))
+    click.echo(json.dumps(facts | {"score_of_ten": score}))
 
 
 def _describe(task: "Task", examples: "Sequence[Example]", loaded: "LoadedModel") -> dict[str, Any]:
@@ -79,12 +87,6 @@ def _describe(task: "Task", examples: "Sequence[Example]", loaded: "LoadedModel"
         **found,
         "prompt_tokens": {"least": lengths[0], "median": lengths[len(lengths) // 2], "most": lengths[-1]},
     }
-
-
-def _shared(splits: "Mapping[str, Sequence[Example]]") -> int:
-    """Count the texts that more than one split has; none, unless the splitting is wrong."""
-    seen = Counter(key for examples in splits.values() for key in {key for item in examples for key in item.keys})
-    return sum(count > 1 for count in seen.values())
 
 
 def _ten_answers(task: "Task", examples: "Sequence[Example]", loaded: "LoadedModel") -> tuple[list[str], float]:

@@ -31,6 +31,9 @@ def finish(root: Path, manifests: Mapping[str, Manifest], command: str, source: 
         manifest.metrics["process_peak_memory_mib"] for manifest in manifests.values()
     )
     result["fallbacks"] = [fallback for manifest in manifests.values() for fallback in manifest.fallbacks]
+    judged = {verb: manifest.metrics["judge"] for verb, manifest in manifests.items() if "judge" in manifest.metrics}
+    if judged:
+        result["judge"] = judged
     tuned = manifests["tune"].metrics
     if tuned["method"] != "none":
         result["tune"] = {

@@ -78,6 +78,7 @@ def _verdict(result: Result) -> str:
 
 
 def _quality(result: Result) -> str:
+    judged = tables.verdicts(result)
     told = [
         "## Accuracy",
         tables.metric(result),
@@ -85,6 +86,7 @@ def _quality(result: Result) -> str:
         tables.LOSSES,
         write_table(tables.losses(result)),
         tables.judging(result),
+        write_table(judged) if judged else "",
     ]
     return "\n\n".join(part for part in told if part)
 

@@ -158,8 +158,25 @@ def judging(result: Result) -> str:
     silent = sum(result["accuracy"][name][split]["unjudged"] for name in MODELS for split in SPLITS)
     return (
         f"The judge agrees with exact match on {agreed['agreement']:.1%} of the pruned model's test answers, of "
-        f"which {agreed['exact_match']:.1%} match exactly. Answers without a verdict, counted in no score: {silent}."
+        f"which {agreed['exact_match']:.1%} match exactly. Test and transfer answers of both models without a verdict, "
+        f"counted in no score: {silent}."
     )
+
+
+def verdicts(result: Result) -> Table | None:
+    """List what every stage asked a judge, and how often it gave no verdict.
+
+    Args:
+        result: Result of a build.
+
+    Returns:
+        One row for each stage that asked; None without a judge. Each answer counts once in a stage.
+    """
+    if "judge" not in result:
+        return None
+    names = ("asked", "on_disk", "refused", "unparsable", "cut_off")
+    rows = [(verb, *(str(told.get(name, "-")) for name in names)) for verb, told in result["judge"].items()]
+    return Table(("stage", "asked", "known before", "refused", "unparsable", "of these cut off"), rows)
 
 
 def workload(result: Result) -> str:

@@ -1,12 +1,13 @@
 """When a candidate is good enough: its answers against the dense model's to the same examples."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from sieve_edge.task.evaluate import graded_loss, loss_interval
+from sieve_edge.task.evaluate import Grades, graded_loss, loss_interval
 from sieve_edge.task.exam import Answers, Exam
-from sieve_edge.task.written import screened
+from sieve_edge.task.written import all_alike, is_judged, screened
 
 _STATISTICS_SEED = 0
 
@@ -62,11 +63,13 @@ class Verdict:
 
     Attributes:
         accuracy: Score by the task's metric, of labels after prior correction; of the first part if it was given up.
+            Where a judge was spared, what the loss leaves of the dense model's score, so that it is on one scale.
         loss: Relative to dense, on the same examples.
         bound: Upper end of the paired interval of the loss.
         feasible: Whether it may be chosen.
         collapsed: Whether it gives one answer to everything.
         word: Why, for people.
+        silent: Whether the judge gave too few verdicts on it.
     """
 
     accuracy: float
@@ -75,6 +78,7 @@ class Verdict:
     feasible: bool
     collapsed: bool
     word: str
+    silent: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ class Reference:
         """Compare a candidate's answers with the dense model's to the same examples.
 
         A judge is asked about complete answers only: a candidate that was given up is graded by the metric that it
-        was given up for.
+        was given up for. Nor is it asked about one answer to everything, whose loss is then taken as complete.
 
         Args:
             answers: Answers to the first examples, or to all.
@@ -99,10 +103,13 @@ class Reference:
         """
         count = len(answers)
         complete = count == len(self.dense_answers)
+        judged = is_judged(self.exam)
+        if judged and complete and all_alike(answers):
+            return Verdict(0.0, 1.0, 1.0, False, True, "collapsed")
         exam = self.exam if complete else screened(self.exam.part(0, count))
         dense, pruned = exam.grade(self.dense_answers[:count]), exam.grade(answers)
-        if np.isnan(pruned.credits_N).mean() > MAX_UNJUDGED:
-            return Verdict(0.0, 1.0, 1.0, False, pruned.collapsed, "too few verdicts")
+        if pruned.unjudged > MAX_UNJUDGED:
+            return Verdict(0.0, 1.0, 1.0, False, pruned.collapsed, "too few verdicts", silent=True)
         quantiles = (0.0, acceptance.confidence)
         _, bound = loss_interval(dense, pruned, np.random.default_rng(_STATISTICS_SEED), quantiles)
         loss = graded_loss(dense, pruned)
@@ -113,4 +120,11 @@ class Reference:
         else:
             within = acceptance.decisive(loss, bound) <= acceptance.tolerance
             word = "feasible" if within else "loses too much"
-        return Verdict(pruned.score, loss, bound, word == "feasible", pruned.collapsed, word)
+        # The first part's own score is the cheap metric's, and is compared with what the judge says of others.
+        accuracy = (1.0 - loss) * self.dense.score if judged and not complete else pruned.score
+        return Verdict(accuracy, loss, bound, word == "feasible", pruned.collapsed, word)
+
+    @cached_property
+    def dense(self) -> Grades:
+        """What the dense model's answers are worth."""
+        return self.exam.grade(self.dense_answers)

@@ -143,7 +143,12 @@ class Candidates:
     @property
     def dense_accuracy(self) -> float:
         """The dense model's score on the selection split, of labels after prior correction."""
-        return self._reference.exam.grade(self._reference.dense_answers).score
+        return self._reference.dense.score
+
+    @property
+    def dense_unjudged(self) -> float:
+        """Fraction of the dense model's answers to the selection split that have no verdict."""
+        return self._reference.dense.unjudged
 
     def drop_refits(self, keep: Ranks | None) -> None:
         """Delete refitted factors that are not needed any more.

@@ -7,7 +7,7 @@ import numpy as np
 
 from sieve_edge.errors import LimitMissed
 from sieve_edge.model.levels import Ranks
-from sieve_edge.search.acceptance import Acceptance
+from sieve_edge.search.acceptance import MAX_UNJUDGED, Acceptance
 from sieve_edge.search.budgets import Budget, first_exceeded, shown
 from sieve_edge.search.candidates import Candidates, Scored
 from sieve_edge.search.fitness import fitness
@@ -49,11 +49,33 @@ def choose(candidates: Candidates, budgets: Sequence[Budget], dense: Ranks) -> S
     )
 
 
+def why_dense(candidates: Candidates) -> str:
+    """Say why no plan was chosen.
+
+    Args:
+        candidates: What was scored.
+
+    Returns:
+        A phrase; it names a judge that said too little, since then no plan can be chosen, however good.
+    """
+    told = "no plan met the tolerance"
+    if candidates.dense_unjudged > MAX_UNJUDGED:
+        told = f"the judge gave no verdict on {candidates.dense_unjudged:.0%} of the dense model's answers"
+    elif any(item.verdict.silent for item in candidates.scored.values()):
+        silent = sum(item.verdict.silent for item in candidates.scored.values())
+        told += f", on {silent} of {len(candidates.scored)} the judge gave too few verdicts"
+    else:
+        return told
+    return f"{told}; at most {MAX_UNJUDGED:.0%} of a plan's answers may go without one"
+
+
 def _best_within(met: Sequence[Scored], acceptance: Acceptance) -> str:
     """Tell how near the plans within the limits came; plans given up early count only if there are no others."""
     if not met:
         return "none that was scored is within the limit"
     by_interval = acceptance.rule == "interval"
+    if all(item.verdict.silent for item in met):
+        return "on all within the limit the judge gave too few verdicts"
     whole = [item for item in met if item.complete] or met
     best = min((item.verdict for item in whole), key=lambda verdict: verdict.bound if by_interval else verdict.loss)
     bound = f", up to {best.bound:.1%} by its interval" if by_interval else ""

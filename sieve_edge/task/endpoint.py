@@ -65,7 +65,7 @@ def evaluate_endpoint(
 
     Returns:
         ``score``, ``examples``, and of labels how many were ``outside`` the told tokens and how many examples had
-        ``none_inside``.
+        ``none_inside``; of a judge, on how many it gave no verdict, ``unjudged``.
     """
     client = _connect(endpoint)
     model = endpoint.model or _first_model(client, endpoint)
@@ -82,7 +82,9 @@ def evaluate_endpoint(
     facts = {"endpoint": endpoint.url, "model": model, "metric": task.metric, "examples": len(examples)}
     if task.writes:
         asked = [Asked(item.question, answer, item.references) for item, answer in zip(examples, answers, strict=True)]
-        return {**facts, "score": grade_written(task, Examiner(task).screen, judge, asked).score}
+        grades = grade_written(task, Examiner(task).screen, judge, asked)
+        silent = {} if judge is None else {"unjudged": round(grades.unjudged * len(asked))}
+        return {**facts, "score": grades.score, **silent}
     scores_NK = np.asarray(answers)
     outside = scores_NK == OUTSIDE
     counts = {"outside": int(outside.sum()), "none_inside": int(outside.all(1).sum())}

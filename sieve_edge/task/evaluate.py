@@ -80,6 +80,11 @@ class Grades:
         """Mean over the groups of their mean worth, in [0, 1]."""
         return float(_grouped(self.credits_N[None], self.groups_N[None])[0])
 
+    @property
+    def unjudged(self) -> float:
+        """Fraction of the answers without a verdict."""
+        return float(np.isnan(self.credits_N).mean())
+
 
 def grade_labels(scores_NK: Float64, labels_N: Int64, prior_K: Float64) -> Grades:
     """Grade label log-likelihoods: the score is balanced accuracy, so always answering the majority scores 1 / K.

@@ -104,7 +104,8 @@ class Examiner:
             examples: Its examples.
 
         Returns:
-            What it is, and its score: a label for everything, or the best one of the most frequent reference answers.
+            What it is, and its score: a label for everything, or the best one of the most frequent reference answers,
+            by the screen where a judge grades, which the name then says.
         """
         if not self.task.writes:
             return "always one label", 1.0 / len(self.task.labels)
@@ -114,7 +115,8 @@ class Examiner:
         constants = sorted(constant for constant, _ in frequent)
         scored = [(plain.grade([constant] * len(references)).score, constant) for constant in constants]
         best, constant = max(scored)
-        return f"always '{constant}'", best
+        by = f" by {self.screen}" if self.task.metric == "judge" else ""
+        return f"always '{constant}'{by}", best
 
 
 def encoder(tokenizer: Tokenizer) -> Callable[..., list[int]]:

@@ -1,8 +1,7 @@
 """Examples of a task: read from tables, cleaned of duplicates, and split so that no text is seen twice."""
 
-import json
 import random
-import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,11 +10,15 @@ from sieve_edge.errors import TaskError
 from sieve_edge.files import digest
 from sieve_edge.protocols import Chat
 from sieve_edge.task.prompts import Message, Shot, Values, write_chat, write_messages, write_prompt
-from sieve_edge.task.tables import Row, read_rows
+from sieve_edge.task.rows import is_wanted, right_answer
+from sieve_edge.task.tables import read_rows
 from sieve_edge.task_config import TEXT, Source, Task
 
 TUNING = "tuning"
 """Split that only tune reads; a task may have none."""
+
+Dropped = Counter[tuple[str, str]]
+"""``(source's place in the task's file, why)`` -> rows that are no examples, since their text is one already."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,9 @@ class Example:
         return "\n\n".join(message["content"] for message in self.messages) or self.prompt
 
 
-def load_splits(task: Task, seed: int, chat: Chat | None = None) -> dict[str, tuple[Example, ...]]:
+def load_splits(
+    task: Task, seed: int, chat: Chat | None = None, dropped: Dropped | None = None
+) -> dict[str, tuple[Example, ...]]:
     """Read a task's data and split it, disjoint by text; the same seed gives the same splits.
 
     Further calibration sources give no text that any split uses. They change neither the selection, test nor transfer
@@ -63,6 +68,7 @@ def load_splits(task: Task, seed: int, chat: Chat | None = None) -> dict[str, tu
         task: The task.
         seed: Seed of the shuffle.
         chat: The model's chats, for the prompts of a task with messages; None for the messages alone.
+        dropped: Counts the rows that are left out because of their text, for ``tasks check``.
 
     Returns:
         Split name -> examples; those that every prompt shows as worked examples are in none, and ``TUNING`` is there
@@ -74,7 +80,8 @@ def load_splits(task: Task, seed: int, chat: Chat | None = None) -> dict[str, tu
     taken: set[str] = set()
     sizes = task.splits
     shares = _shares(sizes.calibration, [1.0, *(source.weight for source in task.calibration_sources)])
-    main = _read_source(task, task.source, 0, seed, taken)
+    dropped = Counter() if dropped is None else dropped
+    main = _read_source(task, task.source, 0, seed, taken, dropped)
     # Selection and test lie where they would without further sources, if there are texts enough for that.
     others = sizes.selection + sizes.test + sizes.tuning
     start = min(sizes.calibration, len(main) - others)
@@ -87,7 +94,7 @@ def load_splits(task: Task, seed: int, chat: Chat | None = None) -> dict[str, tu
         )
     middle = start + sizes.selection
     end = middle + sizes.test
-    transfer = _read_source(task, task.transfer, 0, seed, taken)
+    transfer = _read_source(task, task.transfer, 0, seed, taken, dropped)
     if len(transfer) < sizes.transfer:
         raise TaskError(
             f"task {task.name}: {task.transfer.path} has {len(transfer)} different usable texts, "
@@ -100,7 +107,7 @@ def load_splits(task: Task, seed: int, chat: Chat | None = None) -> dict[str, tu
     }
     if sizes.tuning:
         scored[TUNING] = tuple(main[end : end + sizes.tuning])
-    calibration = _calibration(task, seed, main, shares, scored)
+    calibration = _calibration(task, seed, main, shares, scored, dropped)
     shown, calibration = _draw_shots(task, calibration)
     splits = {"calibration": calibration, **scored}
     for name, examples in splits.items():
@@ -153,13 +160,18 @@ def splits_sha256(splits: dict[str, tuple[Example, ...]]) -> dict[str, str]:
 
 
 def _calibration(
-    task: Task, seed: int, main: Sequence[Example], shares: Sequence[int], scored: Mapping[str, Sequence[Example]]
+    task: Task,
+    seed: int,
+    main: Sequence[Example],
+    shares: Sequence[int],
+    scored: Mapping[str, Sequence[Example]],
+    dropped: Dropped,
 ) -> tuple[Example, ...]:
     """Mix the first examples of the main source with those of the further ones."""
     parts = [main[: shares[0]]]
     for number, (source, share) in enumerate(zip(task.calibration_sources, shares[1:], strict=True), 1):
         used = {key for examples in (*scored.values(), *parts) for item in examples for key in item.keys}
-        part = _read_source(task, source, number, seed, used)
+        part = _read_source(task, source, number, seed, used, dropped)
         if len(part) < share:
             raise TaskError(
                 f"task {task.name}: {source.path} has {len(part)} different usable texts that no other split uses, its "
@@ -210,23 +222,29 @@ def _draw_shots(task: Task, calibration: Sequence[Example]) -> tuple[list[Shot],
     return shots, tuple(left)
 
 
-def _read_source(task: Task, source: Source, number: int, seed: int, taken: set[str]) -> list[Example]:
+def _read_source(
+    task: Task, source: Source, number: int, seed: int, taken: set[str], dropped: Dropped
+) -> list[Example]:
     examples = []
-    seen = set()
+    seen, others = set(), frozenset(taken)
     for line, row in read_rows(source):
-        if not _wanted(source, row):
+        if not is_wanted(source, row):
             continue
-        label, references = _right_answer(task, source, row, line)
+        label, references = right_answer(task, source, row, line)
         seen.add(label)
         words = row[source.text].split()
-        text = " ".join(words[: source.max_words])
-        keys = frozenset((text.casefold(), " ".join(words).casefold()))
+        shortened = " ".join(words[: source.max_words])
+        cut = len(words) > len(words[: source.max_words])
+        # Lines and indents are a part of tables and code; which texts are the same is decided without them.
+        text = shortened if cut or source.collapse_spaces else row[source.text].strip()
+        keys = frozenset((shortened.casefold(), " ".join(words).casefold()))
         if not text or not taken.isdisjoint(keys):
+            why = "no text" if not text else "duplicate" if others.isdisjoint(keys) else "in another source"
+            dropped[_place(task, source, number), why] += 1
             continue
         taken |= keys
         values = {TEXT: text, **{name: row[column] for name, column in source.columns.items()}}
         answer = references[0] if task.messages or not task.writes else f" {references[0]}"
-        cut = len(words) > len(words[: source.max_words])
         known = references if task.writes else ()
         examples.append(Example(text, "", label, number, keys, answer, known, values, cut))
     if not seen:
@@ -238,46 +256,7 @@ def _read_source(task: Task, source: Source, number: int, seed: int, taken: set[
     return examples
 
 
-def _wanted(source: Source, row: Row) -> bool:
-    if any(row[column] != value for column, value in source.where.items()):
-        return False
-    if any(row[column] == value for column, value in source.where_not.items()):
-        return False
-    return not source.label_values or _label_text(source, row) in source.label_values
-
-
-def _label_text(source: Source, row: Row) -> str:
-    value = row[source.label].strip()
-    if source.label_pattern is None:
-        return value
-    found = re.search(source.label_pattern, value)
-    return "" if found is None else found.group(1) or ""
-
-
-def _right_answer(task: Task, source: Source, row: Row, line: int) -> tuple[int, tuple[str, ...]]:
-    """Read a row's label, and the answers that count as right."""
-    value = _label_text(source, row)
-    value = source.label_values.get(value, value)
-    if not task.writes:
-        labels = list(task.labels)
-        if value not in task.labels:
-            raise TaskError(f"{source.path}: line {line}: label '{value}' is not one of {labels}")
-        return labels.index(value), (task.labels[value],)
-    references = _listed(value)
-    if not all(references):
-        raise TaskError(f"{source.path}: line {line}: column {source.label} holds no reference answer")
-    return 0, references
-
-
-def _listed(value: str) -> tuple[str, ...]:
-    """Read one reference answer, a JSON list of several, or an object with such a list as SQuAD's."""
-    if not value.startswith(("[", "{")):
-        return (value,)
-    try:
-        tree = json.loads(value)
-    except json.JSONDecodeError:
-        return (value,)
-    several = tree.get("text") if isinstance(tree, dict) else tree
-    if isinstance(several, list) and several and all(isinstance(each, str) for each in several):
-        return tuple(each.strip() for each in several)
-    return (value,)
+def _place(task: Task, source: Source, number: int) -> str:
+    if number:
+        return f"calibration_sources.{number - 1}"
+    return "transfer" if source is task.transfer else "source"

@@ -3,7 +3,10 @@
 Verdicts are kept on disk, so that nothing is asked twice. The key comes from the environment and goes nowhere else.
 """
 
+import datetime
+import json
 import os
+import random
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -14,20 +17,24 @@ from typing import Any
 from sieve_edge.errors import EnvironmentMissing, JudgeError
 from sieve_edge.files import digest
 from sieve_edge.protocols import Asked
+from sieve_edge.task.judge_words import (
+    QUESTION,
+    SYSTEM,
+    UNJUDGED,
+    count_silent,
+    most_tokens,
+    parse_verdict,
+    pause_s,
+    said_words,
+    write_question,
+)
 from sieve_edge.task.verdicts import VerdictBook
 from sieve_edge.task_config import JudgeSettings
 
-SYSTEM = (
-    "You grade answers. You are given a question with its context, reference answers, and a candidate answer. Say "
-    '"correct" if the candidate means the same as a reference, else "incorrect". Say one word only.'
-)
-QUESTION = "Question:\n{question}\n\nReference answers:\n{references}\n\nCandidate answer:\n{answer}\n\nVerdict:"
-VERDICTS = {"correct": 1.0, "incorrect": 0.0}
-UNJUDGED = float("nan")
 _MILLION = 1e6
 _FILTERED = "content_filter"
 _TIMED_OUT = 408
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 60.0
+_SPREAD = 0.25
 
 
 class OpenAIJudge:
@@ -44,8 +51,8 @@ class OpenAIJudge:
         self.settings = settings
         self._book = VerdictBook(kept, build)
         self._client: Any = None
-        self._found = 0
-        self._asked = 0
+        self._found: set[str] = set()
+        self._asked: set[str] = set()
         self._unjudged: dict[str, str] = {}
 
     def grade(self, asked: Sequence[Asked]) -> list[float]:
@@ -59,7 +66,7 @@ class OpenAIJudge:
         """
         keys = [self._key(one) for one in asked]
         said = self._book.read(keys)
-        self._found += len(said)
+        self._found |= said.keys()
         said |= self._ask_all({key: one for key, one in zip(keys, asked, strict=True) if key not in said})
         self._unjudged |= {key: words for key, words in said.items() if parse_verdict(words) is None}
         verdicts = [parse_verdict(said[key]) for key in keys]
@@ -69,16 +76,22 @@ class OpenAIJudge:
         """Say what judging took since this was asked last, for a stage's manifest.
 
         Returns:
-            Judge, verdicts asked for, verdicts that were on disk, refusals and other words that are no verdict; and of
-            the whole build, calls with all tries, and money where prices are known.
+            Judge, verdicts asked for, verdicts that were on disk, refusals and other words that are no verdict, of
+            these such as were cut off; and of the whole build, calls with all tries, and money where prices are known.
         """
-        refused = sum(not words.strip() for words in self._unjudged.values())
-        silent = {"refused": refused, "unparsable": len(self._unjudged) - refused}
+        silent = count_silent(self._unjudged.values())
         calls, usd = self._book.spent()
         told: dict[str, Any] = {"model": self.settings.model, "base_url": self.settings.base_url}
-        told |= {"asked": self._asked, "on_disk": self._found, **silent, "calls_of_build": calls}
-        self._asked, self._found, self._unjudged = 0, 0, {}
+        # What a stage asks for twice was not there before it.
+        known = len(self._found - self._asked)
+        told |= {"asked": len(self._asked), "on_disk": known, **silent, "calls_of_build": calls}
+        self._asked, self._found, self._unjudged = set(), set(), {}
         return told | ({"usd_of_build": round(usd, 6)} if self._priced() else {})
+
+    @property
+    def calls(self) -> int:
+        """Calls that this build made so far, all tries counted."""
+        return self._book.spent()[0]
 
     def _key(self, one: Asked) -> str:
         judge = self.settings
@@ -95,7 +108,9 @@ class OpenAIJudge:
             if stop.is_set():
                 return None
             try:
-                words = self._ask(client, item[1])
+                words = self._ask(client, item[1], stop)
+                if words is None:
+                    return None
                 self._book.keep(item[0], words)
             except BaseException:
                 stop.set()
@@ -116,74 +131,104 @@ class OpenAIJudge:
             error = future.exception()
             if error is not None:
                 raise error
-        self._asked += len(missing)
+        self._asked |= missing.keys()
         return dict(found for future in futures if (found := future.result()) is not None)
 
-    def _ask(self, client: Any, one: Asked) -> str:
-        """Ask, and again after faults that pass; every try counts as a call."""
+    def _ask(self, client: Any, one: Asked, stop: threading.Event) -> str | None:
+        """Ask, and again after faults that pass, until another thread fails; every try counts as a call."""
         import openai
 
-        judge = self.settings
-        passing = (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError, openai.ConflictError)
+        judge, question = self.settings, write_question(one)
+        most = self._price(most_tokens(question), judge.max_answer_tokens)
         for number in range(judge.retries + 1):
-            self._book.reserve(judge.max_calls, judge.max_usd, judge.model)
+            # One that others ended, or that is interrupted, must not go on paying.
+            if stop.is_set():
+                return None
+            self._book.reserve(judge.max_calls, judge.max_usd, most, judge.model)
             try:
-                reply = self._call(client, one)
-                words = _words(reply)
-            # What the endpoint says may repeat the key: only the status and the kind of error are passed on.
-            except openai.AuthenticationError as error:
-                told = f"the endpoint refuses the key, status {error.status_code}; set {judge.api_key_env}"
-                raise EnvironmentMissing(f"judge {judge.model}: {told}") from None
-            except openai.BadRequestError as error:
-                if error.code == _FILTERED:
-                    return ""
-                raise self._failed(f"status {error.status_code}") from None
+                reply = self._call(client, question)
+                words = said_words(reply)
             except openai.OpenAIError as error:
-                status = getattr(error, "status_code", None)
-                if number == judge.retries or not (isinstance(error, passing) or status == _TIMED_OUT):
-                    raise self._failed(f"status {status}" if status else type(error).__name__) from None
-                time.sleep(_pause_s(error, number))
+                if isinstance(error, openai.APIStatusError):
+                    # What was turned down is not paid for; what was only not heard may be.
+                    self._book.settle(-most)
+                    if error.code == _FILTERED:
+                        return ""
+                stop.wait(self._pause_s(error, number))
                 continue
-            except (ValueError, TypeError, AttributeError) as error:
-                raise self._failed(type(error).__name__) from None
-            self._spend(reply)
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                raise self._failed(type(error).__name__, number) from None
+            self._settle(reply, most)
             return words
         raise AssertionError("the last try returns or raises")
 
-    def _call(self, client: Any, one: Asked) -> Any:
+    def _call(self, client: Any, question: str) -> Any:
+        """Ask once; a reply that trickles in is given up in time, since the client only limits each silence."""
+        import openai
+
         judge = self.settings
-        references = "\n".join(f"- {each}" for each in one.references)
-        question = QUESTION.format(question=one.question, references=references, answer=one.answer)
-        return client.chat.completions.create(
+        deadline, body = time.monotonic() + judge.timeout_s, b""
+        with client.chat.completions.with_streaming_response.create(
             model=judge.model,
             messages=[{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}],
             temperature=0,
             seed=judge.seed,
             **{judge.answer_limit: judge.max_answer_tokens},
-        )
+        ) as response:
+            try:
+                for part in response.iter_bytes():
+                    body += part
+                    if time.monotonic() > deadline:
+                        raise TimeoutError
+            except Exception as error:  # openai's client is built on one of several libraries, with errors of their own
+                late = isinstance(error, TimeoutError) or time.monotonic() > deadline
+                lost = openai.APITimeoutError if late else openai.APIConnectionError
+                raise lost(request=response.http_request) from None
+        return json.loads(body)
 
-    def _failed(self, what: str) -> JudgeError:
-        judge = self.settings
+    def _pause_s(self, error: Any, number: int) -> float:
+        """Say how long to wait after a fault that passes; another one, or one too many, is raised."""
+        import openai
+
+        judge, status = self.settings, getattr(error, "status_code", None)
+        # What the endpoint says may repeat the key: only the status and the kind of error are passed on.
+        if isinstance(error, openai.AuthenticationError):
+            told = f"the endpoint refuses the key, status {status}; set {judge.api_key_env}"
+            raise EnvironmentMissing(f"judge {judge.model}: {told}") from None
+        passing = (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError, openai.ConflictError)
+        if number == judge.retries or not (isinstance(error, passing) or status == _TIMED_OUT):
+            raise self._failed(f"status {status}" if status else type(error).__name__, number) from None
+        headers = getattr(getattr(error, "response", None), "headers", {})
+        spread = random.random() * _SPREAD  # noqa: S311 (no secret)
+        return pause_s(headers, number, spread, datetime.datetime.now(datetime.UTC))
+
+    def _failed(self, what: str, number: int) -> JudgeError:
+        tries = f"{number + 1} tries" if number else "1 try"
         return JudgeError(
-            f"judge {judge.model}: no usable answer ({what}) after at most {judge.retries} retries; verdicts so far "
-            "are kept, and the same command goes on from them"
+            f"judge {self.settings.model}: no usable answer ({what}) after {tries}; verdicts so far are kept, and the "
+            "same command goes on from them"
         )
 
     def _priced(self) -> bool:
         judge = self.settings
         return None not in (judge.usd_per_million_prompt_tokens, judge.usd_per_million_answer_tokens)
 
-    def _spend(self, reply: Any) -> None:
+    def _price(self, read: int, written: int) -> float:
+        """Price a call in USD; 0 where prices are not known."""
+        judge = self.settings
+        prices = (judge.usd_per_million_prompt_tokens or 0.0, judge.usd_per_million_answer_tokens or 0.0)
+        return (read * prices[0] + written * prices[1]) / _MILLION if self._priced() else 0.0
+
+    def _settle(self, reply: Any, most: float) -> None:
+        """Replace what was set aside for a call by what it cost."""
         if not self._priced():
             return
-        usage, judge = getattr(reply, "usage", None), self.settings
-        read, written = getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None)
-        if read is None or written is None:
-            if judge.max_usd is not None:
-                raise JudgeError(f"judge {judge.model}: the endpoint tells no usage, so max_usd cannot be kept")
-            return
-        prices = (judge.usd_per_million_prompt_tokens or 0.0, judge.usd_per_million_answer_tokens or 0.0)
-        self._book.spend((read * prices[0] + written * prices[1]) / _MILLION)
+        usage = reply.get("usage") or {}
+        read, written = usage.get("prompt_tokens"), usage.get("completion_tokens")
+        if read is not None and written is not None:
+            self._book.settle(self._price(read, written) - most)
+        elif self.settings.max_usd is not None:
+            raise JudgeError(f"judge {self.settings.model}: the endpoint tells no usage, so max_usd cannot be kept")
 
     def _connect(self) -> Any:
         if self._client is None:
@@ -199,34 +244,3 @@ class OpenAIJudge:
                 raise EnvironmentMissing(f"judge {judge.model}: {judge.api_key_env} is not set; set it to the key")
             self._client = openai.OpenAI(api_key=key, base_url=judge.base_url, timeout=judge.timeout_s, max_retries=0)
         return self._client
-
-
-def _pause_s(error: Any, number: int) -> float:
-    """Seconds before the next try: what the endpoint asks for, else twice as long each time."""
-    headers = getattr(getattr(error, "response", None), "headers", {})
-    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
-        asked = headers.get(name, "")
-        if asked.replace(".", "", 1).isdigit():
-            return min(float(asked) * unit, _LONGEST_PAUSE_S)
-    return min(_FIRST_PAUSE_S * 2.0**number, _LONGEST_PAUSE_S)
-
-
-def parse_verdict(words: str) -> float | None:
-    """Read a verdict.
-
-    Args:
-        words: What the judge said.
-
-    Returns:
-        1 for correct, 0 for incorrect; None for anything else.
-    """
-    return VERDICTS.get(words.strip().strip("\"'.!*").lower())
-
-
-def _words(reply: Any) -> str:
-    """Take the words out of a reply; a refusal, which has none, is an empty string."""
-    choices = reply.choices
-    if not choices:
-        raise ValueError("no choices")
-    words = choices[0].message.content
-    return words if isinstance(words, str) else ""

@@ -13,6 +13,7 @@ from sieve_edge.task_config import Source
 
 Row = dict[str, str]
 _HUB = "hf:"
+_LONGEST_FIELD = 2**31 - 1
 _FIX_MISSING = "run: pip install 'sieve-edge[data]'"
 
 
@@ -70,14 +71,16 @@ def _one_file(source: Source, path: Path) -> list[tuple[int, Row]]:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    with path.open(encoding="utf-8", newline="") as file:
+    # Passages are longer than what the module thinks a field may be; Excel begins a file with a byte-order mark.
+    csv.field_size_limit(_LONGEST_FIELD)
+    with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, restval="")
         for row in reader:
             yield reader.line_num, {name: value for name, value in row.items() if name is not None}
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 tree = json.loads(line)
@@ -93,7 +96,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
 
 
 def _hub_rows(reference: str) -> Iterator[tuple[int, Row]]:
-    """Read ``hf:ORGANISATION/NAME[/CONFIG][:SPLIT]``; the split is train where none is named."""
+    """Read ``hf:NAME`` or ``hf:ORGANISATION/NAME[/CONFIG]``, with ``:SPLIT``; train where none is named."""
     name, _, split = reference.removeprefix(_HUB).partition(":")
     parts = name.split("/")
     config = "/".join(parts[2:]) or None
@@ -101,7 +104,9 @@ def _hub_rows(reference: str) -> Iterator[tuple[int, Row]]:
     try:
         table = datasets.load_dataset("/".join(parts[:2]), config, split=split or "train")
     except Exception as error:  # the library's errors share no narrower base
-        raise TaskError(f"{reference}: cannot load this data set ({_first_line(error)})") from error
+        # Nothing tells a name with a configuration from an organisation with a name.
+        read = f"; '{parts[0]}' is taken as the organisation, as in hf:ORGANISATION/NAME/CONFIG" * (len(parts) > 1)
+        raise TaskError(f"{reference}: cannot load this data set ({_first_line(error)}){read}") from error
     for number, row in enumerate(table, 1):
         yield number, _as_text(row)
 

@@ -63,41 +63,51 @@ class VerdictBook:
         if not self._file.is_file():
             return 0, 0.0
         with self._table() as table:
-            row = table.execute("select calls, usd from spent where build = ?", (self._build,)).fetchone()
-        return (0, 0.0) if row is None else (int(row[0]), float(row[1]))
+            return self._spent(table)
 
-    def reserve(self, max_calls: int, max_usd: float | None, judge: str) -> None:
-        """Count a call before it is made.
+    def reserve(self, max_calls: int, max_usd: float | None, usd: float, judge: str) -> None:
+        """Count a call, and set its money aside, before it is made.
+
+        What was set aside for a call that a kill cut short stays spent, since nobody knows what it cost.
 
         Args:
             max_calls: Ceiling of calls.
             max_usd: Ceiling of money; None for none.
+            usd: Most that the call may cost.
             judge: Name of the judge, for people.
 
         Raises:
-            JudgeError: If a ceiling is reached.
+            JudgeError: If the call might exceed a ceiling.
         """
-        with self._lock:
-            calls, usd = self.spent()
+        with self._lock, self._table() as table:
+            # Other processes wait here, so that no two of them take the same last call or cent.
+            table.execute("begin immediate")
+            calls, spent = self._spent(table)
             if calls >= max_calls:
                 raise JudgeError(f"judge {judge}: {calls} calls made; raise the task's judge.max_calls")
-            if max_usd is not None and usd >= max_usd:
-                raise JudgeError(f"judge {judge}: {usd:.4f} USD spent, judge.max_usd is {max_usd:g}")
-            self._add(1, 0.0)
+            if max_usd is not None and spent + usd > max_usd:
+                raise JudgeError(
+                    f"judge {judge}: {spent:.4f} USD spent or set aside for calls, the next one may cost {usd:.4f}, "
+                    f"judge.max_usd is {max_usd:g}; raise it"
+                )
+            self._add(table, 1, usd)
 
-    def spend(self, usd: float) -> None:
-        """Count money after a call.
+    def settle(self, usd: float) -> None:
+        """Correct the money that was set aside for a call.
 
         Args:
-            usd: What it cost.
+            usd: What it cost beyond that; mostly negative.
         """
-        with self._lock:
-            self._add(0, usd)
+        with self._lock, self._table() as table:
+            self._add(table, 0, usd)
 
-    def _add(self, calls: int, usd: float) -> None:
+    def _spent(self, table: sqlite3.Connection) -> tuple[int, float]:
+        row = table.execute("select calls, usd from spent where build = ?", (self._build,)).fetchone()
+        return (0, 0.0) if row is None else (int(row[0]), float(row[1]))
+
+    def _add(self, table: sqlite3.Connection, calls: int, usd: float) -> None:
         told = "insert into spent values (?, ?, ?) on conflict do update set calls = calls + ?, usd = usd + ?"
-        with self._table() as table:
-            table.execute(told, (self._build, calls, usd, calls, usd))
+        table.execute(told, (self._build, calls, usd, calls, usd))
 
     @contextmanager
     def _table(self) -> Iterator[sqlite3.Connection]:

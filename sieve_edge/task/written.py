@@ -123,13 +123,24 @@ def grade_written(task: Task, metric: str, judge: Judge | None, asked: Sequence[
     Returns:
         What they are worth, one group.
     """
-    same = len(asked) > 1 and len({one.answer for one in asked}) == 1
-    # One answer to everything has collapsed, whatever a judge would say of it.
-    if judge is not None and not same:
+    same = all_alike([one.answer for one in asked])
+    if judge is not None:
         worth = judge.grade(asked)
     else:
         worth = [credit(task, metric, one.answer, one.references) for one in asked]
     return Grades(np.asarray(worth, dtype=np.float64), np.zeros(len(asked), dtype=np.int64), same)
+
+
+def all_alike(answers: Answers) -> bool:
+    """Say whether one answer was written to everything.
+
+    Args:
+        answers: Texts.
+
+    Returns:
+        True for several answers that are the same.
+    """
+    return len(answers) > 1 and len(set(answers)) == 1
 
 
 def screened(exam: Exam) -> Exam:

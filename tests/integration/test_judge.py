@@ -1,15 +1,20 @@
 """The judge against servers on loopback: real words, faults, ceilings, what is kept, and where the key never goes."""
 
 import math
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from pydantic import ValidationError
 
 from sieve_edge.errors import EnvironmentMissing, JudgeError
 from sieve_edge.protocols import Asked
-from sieve_edge.task.judge import OpenAIJudge, parse_verdict
+from sieve_edge.task.judge import OpenAIJudge
+from sieve_edge.task.judge_words import most_tokens, write_question
+from sieve_edge.task.verdicts import VerdictBook
 from sieve_edge.task_config import JudgeSettings
-from tests.servers import fault_server, said, slow
+from tests.servers import fault_server, said, slow, trickling
 
 KEY = "sk-very-secret-0123456789"
 ASKED = [Asked(f"question {index}", f"answer {index}", ("right",)) for index in range(6)]
@@ -50,6 +55,7 @@ def test_verdicts_are_asked_once_and_kept(tmp_path):
             "on_disk": 6,
             "refused": 0,
             "unparsable": 0,
+            "cut_off": 0,
             "calls_of_build": 6,
         }
         other = OpenAIJudge(
@@ -72,9 +78,7 @@ def test_a_slow_judge_is_given_up_and_what_was_said_is_kept(tmp_path):
 
     with fault_server(reply) as (url, asked):
         judge = make(url, tmp_path, timeout_s=0.3, retries=1)
-        with pytest.raises(
-            JudgeError, match=r"no usable answer \(APITimeoutError\) after at most 1 retries; verdicts so far"
-        ):
+        with pytest.raises(JudgeError, match=r"no usable answer \(APITimeoutError\) after 2 tries; verdicts so far"):
             judge.grade(ASKED)
     with fault_server(right_if_even) as (url2, asked):
         # The same judge at the same address is the same key; the address is another here, so all is asked again.
@@ -101,8 +105,11 @@ def test_a_killed_build_asks_only_what_is_missing(tmp_path):
 
 @pytest.mark.parametrize("garbage", [b"not json", b"[]", {"choices": []}, {"hello": 1}])
 def test_garbage_is_an_error_not_a_verdict(tmp_path, garbage):
-    with fault_server(lambda *_: (200, garbage)) as (url, _), pytest.raises(JudgeError, match="no usable answer"):
-        make(url, tmp_path, retries=0).grade(ASKED[:1])
+    with (
+        fault_server(lambda *_: (200, garbage)) as (url, _),
+        pytest.raises(JudgeError, match=r"no usable answer .* after 1 try;"),
+    ):
+        make(url, tmp_path, retries=5).grade(ASKED[:1])
 
 
 def test_refusals_and_other_words_are_counted_and_no_verdict(tmp_path):
@@ -113,9 +120,24 @@ def test_refusals_and_other_words_are_counted_and_no_verdict(tmp_path):
         assert [None if math.isnan(each) else each for each in worth] == [None, None, 0, None, 1, None]
         judge.grade(ASKED)
         facts = judge.facts()
+        assert (facts["asked"], facts["on_disk"]) == (6, 0), "what was asked here was not there before"
         assert (facts["refused"], facts["unparsable"]) == (2, 2), "each answer is counted once"
         assert judge.facts()["refused"] == 0, "a stage tells its own"
         assert len(asked) == 6
+
+
+def test_what_a_judge_did_not_finish_is_no_refusal_and_no_verdict(tmp_path):
+    def reply(number, _):
+        words = ["", "the answer is correct", "incorrect"][number]
+        status, tree = said(words)
+        tree["choices"][0]["finish_reason"] = "length"
+        return status, tree
+
+    with fault_server(reply) as (url, _):
+        judge = make(url, tmp_path)
+        assert [math.isnan(each) for each in judge.grade(ASKED[:3])] == [True, True, False]
+        facts = judge.facts()
+        assert (facts["refused"], facts["unparsable"], facts["cut_off"]) == (0, 2, 2)
 
 
 def test_ceilings_of_calls_and_money(tmp_path):
@@ -124,18 +146,26 @@ def test_ceilings_of_calls_and_money(tmp_path):
             make(url, tmp_path, max_calls=4).grade(ASKED)
         assert len(asked) == 4
     prices = {"usd_per_million_prompt_tokens": 1e5, "usd_per_million_answer_tokens": 1e5}
-    with fault_server(right_if_even) as (url, asked):
-        judge = make(url, tmp_path, max_usd=2.0, **prices)
-        with pytest.raises(JudgeError, match=r"2\.2000 USD spent, judge\.max_usd is 2"):
-            judge.grade(ASKED)
-        assert len(asked) == 2
-        assert judge.facts()["usd_of_build"] == pytest.approx(2.2)
-        with pytest.raises(JudgeError, match=r"2\.2000 USD spent"):
-            make(url, tmp_path, max_usd=2.0, **prices).grade(ASKED)
-        assert len(asked) == 2, "a build that goes on counts on"
+    # A call costs 1.10 USD, and before it is made as much is set aside as it may cost.
+    most = 0.1 * (most_tokens(write_question(ASKED[0])) + 8)
+    for concurrency in (1, 8):
+        folder = tmp_path / str(concurrency)
+        with fault_server(right_if_even) as (url, asked):
+            judge = make(url, folder, max_usd=most + 2.5, concurrency=concurrency, **prices)
+            with pytest.raises(
+                JudgeError, match=r"USD spent or set aside for calls, the next one may cost .*; raise it"
+            ):
+                judge.grade(ASKED)
+            assert len(asked) == 3 or (concurrency == 8 and len(asked) < 3)
+            spent = judge.facts()["usd_of_build"]
+            assert spent == pytest.approx(1.1 * len(asked))
+            assert spent < most + 2.5
+            with pytest.raises(JudgeError, match=r"USD spent"):
+                make(url, folder, max_usd=most + 1.0, **prices).grade(ASKED)
+            assert judge.facts()["usd_of_build"] == spent, "a build that goes on counts on"
     silent = said("correct")[1] | {"usage": None}
     with fault_server(lambda *_: (200, silent)) as (url, _), pytest.raises(JudgeError, match="tells no usage"):
-        make(url, tmp_path, max_usd=5.0, **prices).grade(ASKED)
+        make(url, tmp_path, max_usd=most, **prices).grade(ASKED)
 
 
 def test_what_a_filter_holds_back_is_a_refusal(tmp_path):
@@ -152,6 +182,76 @@ def test_every_try_counts_as_a_call(tmp_path):
             make(url, tmp_path, retries=1).grade(ASKED[:1])
         assert len(asked) == 2
         assert make(url, tmp_path).facts()["calls_of_build"] == 2
+
+
+@pytest.mark.parametrize("first", [(401, {"error": {"message": "no"}}), (200, b"not json")])
+def test_when_one_call_fails_the_others_are_not_tried_again(tmp_path, monkeypatch, first):
+    monkeypatch.setattr("sieve_edge.task.judge.pause_s", lambda *_: 5.0)
+    both = threading.Barrier(2)
+
+    def reply(number, _):
+        if number < 2:
+            both.wait(5.0)
+        return first if number == 0 else (503, b"{}")
+
+    with fault_server(reply) as (url, asked):
+        with pytest.raises((EnvironmentMissing, JudgeError)):
+            make(url, tmp_path, retries=5, concurrency=2).grade(ASKED[:2])
+        assert len(asked) == 2
+
+
+def test_an_interrupted_judge_makes_no_further_call(tmp_path, monkeypatch):
+    tried = threading.Event()
+
+    def reply(number, _):
+        tried.set()
+        return 503, b"{}"
+
+    def interrupted(_):
+        tried.wait(5.0)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sieve_edge.task.judge.wait", interrupted)
+    monkeypatch.setattr("sieve_edge.task.judge.pause_s", lambda *_: 5.0)
+    with fault_server(reply) as (url, asked):
+        with pytest.raises(KeyboardInterrupt):
+            make(url, tmp_path, retries=5, concurrency=2).grade(ASKED)
+        assert len(asked) <= 2
+
+
+def test_ceilings_hold_among_books_that_share_a_file(tmp_path, monkeypatch):
+    look = VerdictBook._spent
+
+    def dawdling(book, table):
+        found = look(book, table)
+        time.sleep(0.1)
+        return found
+
+    monkeypatch.setattr(VerdictBook, "_spent", dawdling)
+    books = [VerdictBook(tmp_path / "v.sqlite", "build") for _ in range(8)]
+
+    def reserve(book):
+        try:
+            book.reserve(20, 1.0, 0.3, "judge")
+        except JudgeError:
+            return 0
+        return 1
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(reserve, books)) == 3
+    assert books[0].spent() == (3, pytest.approx(0.9))
+    books[1].settle(-0.2)
+    books[2].reserve(20, 1.0, 0.3, "judge")
+    with pytest.raises(JudgeError, match=r"1\.0000 USD spent or set aside"):
+        books[3].reserve(20, 1.0, 0.3, "judge")
+
+
+def test_a_reply_that_trickles_in_is_given_up_in_time(tmp_path):
+    with fault_server(trickling(0.1, 100)) as (url, _):
+        began = time.monotonic()
+        with pytest.raises(JudgeError, match=r"no usable answer \(APITimeoutError\) after 1 try"):
+            make(url, tmp_path, timeout_s=0.5, retries=0).grade(ASKED[:1])
+        assert time.monotonic() - began < 5.0
 
 
 def test_an_empty_database_is_made_whole(tmp_path):
@@ -192,11 +292,3 @@ def test_a_missing_key_says_which_variable(tmp_path, monkeypatch):
     monkeypatch.delenv("SIEVE_TEST_KEY")
     with pytest.raises(EnvironmentMissing, match="SIEVE_TEST_KEY is not set"):
         make("http://127.0.0.1:9/v1", tmp_path).grade(ASKED[:1])
-
-
-@pytest.mark.parametrize(
-    ("words", "verdict"),
-    [("correct", 1), (" Incorrect.\n", 0), ('"correct"', 1), ("**incorrect**", 0), ("not correct", None), ("", None)],
-)
-def test_only_the_two_words_are_verdicts(words, verdict):
-    assert parse_verdict(words) == verdict

@@ -143,7 +143,7 @@ def test_a_judge_grades_what_survives_and_is_asked_nothing_twice(pico, written, 
 
         def build():
             environment = {**ENVIRONMENT, "SIEVE_TEST_KEY": KEY}
-            command = [sys.executable, "-m", "sieve_edge.cli", *map(str, words)]
+            command = [sys.executable, "-m", "sieve_edge.cli", *map(str, (*words, "--quiet"))]
             return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
         done = build()
@@ -155,12 +155,19 @@ def test_a_judge_grades_what_survives_and_is_asked_nothing_twice(pico, written, 
         assert judged_right > 0.8
         assert result["judge_agreement"] == {"exact_match": 0.0, "agreement": pytest.approx(1 - judged_right)}
         # Five steps of bisection over the ladder, three sizes after refit; then fuse, and validate with both models.
-        assert "shown 8 plans x 100 answers = 800 by the search and 700 afterwards" in done.stderr
+        told = "foreseen to be shown 1600 answers (calibrate 100, search 800, fuse 100, validate 600)"
+        assert told in done.stderr.split("score dense")[0], "before anything is asked"
         bodies = [json.dumps(body, sort_keys=True) for body, _ in asked]
         assert len(set(bodies)) == len(bodies), "nothing was asked twice"
         told = read_manifest(run / "search").metrics["judge"]
         assert told["model"] == "wise"
         assert told["asked"] + told["on_disk"] > 0
+        assert set(result["judge"]) == {"calibrate", "search", "fuse", "validate"}
+        assert sum(each["asked"] for each in result["judge"].values()) == len(asked)
+        calibrated = result["judge"]["calibrate"]["asked"]
+        assert f"| calibrate | {calibrated} | 0 | 0 | 0 | 0 |" in (run / "report.md").read_text(encoding="utf-8")
+        page = check_page((run / "report.html").read_text(encoding="utf-8"))
+        assert "of these cut off" in {item.text for item in page.of("th")}
         history = [json.loads(line) for line in (run / "search" / "history.jsonl").read_text().splitlines()]
         prompts = [item.prompt for item in load_splits(read_task(task), 0)["selection"]]
         pairs = [set(zip(prompts, each.get("answers", ()), strict=False)) for each in history]
@@ -181,6 +188,15 @@ def test_a_judge_grades_what_survives_and_is_asked_nothing_twice(pico, written, 
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert all(KEY.encode() not in path.read_bytes() for path in files)
     assert KEY not in done.stdout + done.stderr
+
+
+def test_more_answers_than_the_judge_may_be_asked_about_are_refused_first(pico, written, toy_target, tmp_path):
+    task = written(metric="judge", judge={"base_url": "http://127.0.0.1:9/v1", "max_calls": 1599})
+    words = ("--target", toy_target, "--task", task, "--model", pico("llama"), "--run-dir", tmp_path / "run", *SETTINGS)
+    done = command("build", *words, "--quiet")
+    assert done.returncode == 3
+    assert "foreseen to show it 1600 answers (calibrate 100, search 800, fuse 100, validate 600)" in done.stderr
+    assert "judge.max_calls is 1599; raise the task's judge.max_calls" in done.stderr
 
 
 def test_llama_cpp_writes_the_same_words_as_torch(written, tmp_path):

@@ -1,5 +1,7 @@
 """Splits: disjoint by text, fixed by seed, duplicates and the transfer set's overlap removed."""
 
+from collections import Counter
+
 import pytest
 
 from sieve_edge.errors import TaskError
@@ -43,6 +45,25 @@ def test_splits_are_disjoint_by_text_also_from_the_transfer_set(make):
     texts = [example.text.casefold() for examples in splits.values() for example in examples]
     assert len(texts) == sum(SIZES.values())
     assert len(set(texts)) == len(texts)
+    dropped = Counter()
+    load_splits(make([*doubled, ("  ", 0)], rows(60, start=40)), 0, None, dropped)
+    assert dropped == {("source", "duplicate"): 30, ("source", "no text"): 1, ("transfer", "in another source"): 30}
+
+
+def test_a_text_keeps_its_lines_and_indents_unless_it_is_cut(make):
+    table = [(f"  def number_{index} (x):\n    return x  \n", index % 2) for index in range(70)]
+    table += [(text.replace("\n    ", " "), label) for text, label in table]
+    task = make(table, rows(60, start=500))
+    for example in load_splits(task, 0)["test"]:
+        assert example.text.endswith(" (x):\n    return x")
+        assert example.prompt == f"Say: {example.text} :"
+    plain = task.model_copy(update={"source": task.source.model_copy(update={"collapse_spaces": True})})
+    collapsed, kept = load_splits(plain, 0)["test"], load_splits(task, 0)["test"]
+    assert [item.text for item in collapsed] == [" ".join(item.text.split()) for item in kept]
+    short = task.model_copy(update={"source": task.source.model_copy(update={"max_words": 3})})
+    for example in load_splits(short, 0)["test"]:
+        assert example.text.endswith(" (x):")
+        assert example.cut
 
 
 def test_the_seed_fixes_the_splits_and_their_hashes(make):

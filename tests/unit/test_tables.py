@@ -54,6 +54,18 @@ def test_a_data_set_of_the_hub_is_asked_for_by_name_configuration_and_split(monk
     ]
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path):
+    for name, content in (("a.csv", "text,label\nfine,1\n"), ("a.jsonl", '{"text": "fine", "label": 1}\n')):
+        (tmp_path / name).write_text(content, encoding="utf-8-sig")
+        assert [row for _, row in read_rows(Source(path=f"file:{tmp_path / name}"))] == [{"text": "fine", "label": "1"}]
+
+
+def test_a_long_passage_is_a_field_like_any_other(tmp_path):
+    long = "word " * 60_000
+    (tmp_path / "a.csv").write_text(f"text,label\n{long},1\n", encoding="utf-8")
+    assert read_rows(Source(path=f"file:{tmp_path / 'a.csv'}")) == [(2, {"text": long, "label": "1"})]
+
+
 def test_a_data_set_that_cannot_be_loaded_is_one_line(monkeypatch):
     def load(*_, **__):
         raise ConnectionError("no route\nto the hub")
@@ -61,6 +73,12 @@ def test_a_data_set_that_cannot_be_loaded_is_one_line(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load)
     with pytest.raises(TaskError, match=r"hf:org/name: cannot load this data set \(no route to the hub\)"):
         read_rows(Source(path="hf:org/name"))
+    with pytest.raises(
+        TaskError, match=r"hub\); 'squad' is taken as the organisation, as in hf:ORGANISATION/NAME/CONFIG"
+    ):
+        read_rows(Source(path="hf:squad/plain_text"))
+    with pytest.raises(TaskError, match=r"hub\)$"):
+        read_rows(Source(path="hf:squad"))
 
 
 @pytest.mark.parametrize(

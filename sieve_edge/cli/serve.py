@@ -38,11 +38,13 @@ def serve(run: Path, model: str, host: str, port: int, threads: int | None, prio
     RUN is the folder of a build, such as runs/MODEL-TASK-TARGET. Completions, chats where the model has a template,
     log-probabilities, logit_bias, stop strings and streaming are known.
     """
-    from sieve_edge.device.serve import run_server
+    from sieve_edge.device.serve import open_port, run_server
 
-    served = open_served(run, model, threads, context_tokens, prior=prior)
-    click.echo(f"serving {served.name} at http://{host}:{port}/v1, Ctrl-C ends it", err=True)
-    run_server(served, host, port)
+    with open_port(host, port) as door:
+        served = open_served(run, model, threads, context_tokens, prior=prior)
+        shown_host = f"[{host}]" if ":" in host else host
+        click.echo(f"serving {served.name} at http://{shown_host}:{port}/v1, Ctrl-C ends it", err=True)
+        run_server(served, door)
 
 
 def open_served(run: Path, model: str, threads: int | None, context_tokens: int, *, prior: bool) -> "Served":
@@ -62,7 +64,7 @@ def open_served(run: Path, model: str, threads: int | None, context_tokens: int,
         ArtifactError: If the build has not been validated, whose manifest names the target.
     """
     from sieve_edge.artifacts import MANIFEST, read_manifest
-    from sieve_edge.device.completions import label_prior
+    from sieve_edge.device.completions import LabelPrior, label_prior
     from sieve_edge.device.replies import Served
     from sieve_edge.device.runtimes import Runtime, end_tokens, open_tokenizer
     from sieve_edge.files import read_json
@@ -77,13 +79,22 @@ def open_served(run: Path, model: str, threads: int | None, context_tokens: int,
     tokenizer = open_tokenizer(folder)
     labels = [tokenizer.encode(answer, add_special_tokens=False).ids for _, answer in facts["labels"]]
     bias = label_prior(labels, facts["prior"][model] if prior else [])
+    if bias is None:
+        texts = [answer for _, answer in facts["labels"]]
+        click.echo(
+            f"warning: labels {texts} begin with one token and have different priors, so that the prior cannot be "
+            "applied here and scores may differ from validation's; clients must add it to the labels' likelihoods: "
+            f"{facts['prior'][model]}",
+            err=True,
+        )
     held = min(context_tokens, facts["positions"] or context_tokens)
     provider, layers = target["execution_provider"], target["gpu_layers"]
     runtime = Runtime(target["runtime"], threads or target["threads"], provider, layers)
     # llama.cpp shares the context between the prompt that is answered and the one before it.
     opened = runtime.open(folder, 2 * held)
+    ends = end_tokens(tokenizer, facts["ends"])
     chat = None if facts["chat"] is None else Chat(**facts["chat"])
-    return Served(f"{run.name}-{model}", opened, tokenizer, end_tokens(tokenizer, facts["ends"]), bias, chat, held)
+    return Served(f"{run.name}-{model}", opened, tokenizer, ends, bias or LabelPrior((), {}), chat, held)
 
 
 @click.command()

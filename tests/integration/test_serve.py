@@ -80,7 +80,8 @@ def test_the_prior_goes_where_labels_begin_to_differ():
     assert label_prior([[5, 1], [5, 2]], [0.5, 0.0]) == LabelPrior((5,), {1: 0.5, 2: 0.0})
     assert label_prior([[1], [2]], [0.5, 0.0]).at([]) == {1: 0.5, 2: 0.0}
     assert label_prior([[1], [2]], [0.5, 0.0]).at([1]) == {}
-    assert label_prior([[1, 3], [1, 4], [2]], [0.1, 0.2, 0.3]).bias == {}, "all labels are corrected, or none"
+    assert label_prior([[1, 3], [1, 4], [2]], [0.1, 0.1, 0.3]).bias == {1: 0.1, 2: 0.3}, "one token, one bias"
+    assert label_prior([[1, 3], [1, 4], [2]], [0.1, 0.2, 0.3]) is None, "all labels are corrected, or none"
     assert label_prior([[1], [2]], []).bias == {}
 
 

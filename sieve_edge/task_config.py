@@ -4,7 +4,6 @@ Every field's description is the reference for the YAML files.
 """
 
 import re
-import urllib.parse
 from typing import Annotated, Literal
 
 import jinja2
@@ -13,6 +12,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import Field, field_validator, model_validator
 
 from sieve_edge.config import PositiveFloat, PositiveInt, Strict
+from sieve_edge.keys import checked_url, checked_variable
 
 TEXT = "text"
 """Name of a source's text in prompts."""
@@ -118,7 +118,8 @@ class JudgeSettings(Strict):
         5, description="Further tries after status 408, 409, 429 or 5xx, or a lost connection, with growing waits."
     )
     max_calls: PositiveInt = Field(
-        20_000, description="Calls that one build may make, tries included, however often it is resumed."
+        20_000,
+        description="Calls that one build may make, tries included, however often it is resumed; or one run of evaluate.",
     )
     max_usd: PositiveFloat | None = Field(None, description="Money that one build may spend; needs both prices.")
     max_answer_tokens: PositiveInt = Field(
@@ -138,6 +139,11 @@ class JudgeSettings(Strict):
     @classmethod
     def _no_secret(cls, value: str) -> str:
         return checked_url(value)
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _no_key(cls, value: str) -> str:
+        return checked_variable(value)
 
     @model_validator(mode="after")
     def _prices_for_a_ceiling(self) -> "JudgeSettings":
@@ -267,26 +273,6 @@ class Task(Strict):
         if self.judge is not None and self.metric != "judge":
             problems.append(f"judge: goes with metric judge, the metric is {self.metric}")
         return problems
-
-
-def checked_url(value: str) -> str:
-    """Check the address of an endpoint; it is written down, so that it may hold no key.
-
-    Args:
-        value: Address.
-
-    Returns:
-        The same.
-
-    Raises:
-        ValueError: If it is no address, or holds a user or a query.
-    """
-    parts = urllib.parse.urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("must begin with http:// or https:// and name a host")
-    if parts.username or parts.password or parts.query:
-        raise ValueError(f"the address of {parts.hostname} holds a user or a query; keys go into the environment")
-    return value
 
 
 def _checked_pattern(value: str | None) -> str | None:

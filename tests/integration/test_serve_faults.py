@@ -15,7 +15,9 @@ from tokenizers import AddedToken, Tokenizer, decoders
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import ByteLevel
 
+from sieve_edge.artifacts import Manifest, write_manifest
 from sieve_edge.cli import cli
+from sieve_edge.cli.serve import open_served
 from sieve_edge.device.api import ChatCompletion
 from sieve_edge.device.completions import LabelPrior
 from sieve_edge.device.replies import Served
@@ -23,6 +25,7 @@ from sieve_edge.device.serve import make_app, open_port
 from sieve_edge.errors import SieveError
 from sieve_edge.task.generate import Ending, answer_greedily
 from tests.servers import free_port
+from tests.tiny_onnx import make_target, write_folder
 
 PIECES = ("a", "b", "Ã", "©", "<|im_end|>", "Ġno", "!")
 """``Ã`` and ``©`` are the two bytes of é."""
@@ -160,6 +163,31 @@ def test_messages_are_read_as_existing_clients_send_them():
     picture = [{"type": "image_url", "image_url": {"url": "x"}}]
     with pytest.raises(ValueError, match="text"):
         ChatCompletion(messages=[{"role": "user", "content": picture}])
+
+
+def write_run(folder, labels, prior):
+    """Write what serve reads of a finished build."""
+    pruned = write_folder(folder / "export" / "pruned")
+    facts = json.loads((pruned / "sieve_edge.json").read_text(encoding="utf-8"))
+    facts |= {"labels": [[str(index), label] for index, label in enumerate(labels)], "prior": {"pruned": prior}}
+    (pruned / "sieve_edge.json").write_text(json.dumps(facts), encoding="utf-8")
+    (folder / "validate").mkdir()
+    manifest = Manifest("validate", "k", {}, {"target": make_target().model_dump()}, 0, {}, 0.0, {})
+    write_manifest(folder / "validate", manifest)
+    return folder
+
+
+def test_a_prior_that_cannot_be_applied_is_named(tmp_path, capsys):
+    labels = [" positive fine", " positive warm", " negative"]
+    run = write_run(tmp_path / "run", labels, [0.1, 0.2, 0.3])
+    assert open_served(run, "pruned", 1, 64, prior=True).prior == FREE
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: labels ")
+    assert "the prior cannot be applied here" in line
+    assert "[0.1, 0.2, 0.3]" in line
+    open_served(run, "pruned", 1, 64, prior=False)
+    open_served(write_run(tmp_path / "alike", labels, [0.1, 0.1, 0.3]), "pruned", 1, 64, prior=True)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_null_is_no_bad_request():

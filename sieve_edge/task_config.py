@@ -119,7 +119,7 @@ class JudgeSettings(Strict):
     )
     max_calls: PositiveInt = Field(
         20_000,
-        description="Calls that one build may make, tries included, however often it is resumed; or one run of evaluate.",
+        description="Calls that one build may make, tries included, however often it is resumed; or one evaluate.",
     )
     max_usd: PositiveFloat | None = Field(None, description="Money that one build may spend; needs both prices.")
     max_answer_tokens: PositiveInt = Field(

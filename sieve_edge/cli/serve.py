@@ -128,7 +128,7 @@ def open_served(run: Path, model: str, threads: int | None, context_tokens: int,
 @click.option(
     "--verdicts",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="File that keeps what a judge said, so that nothing is asked twice; default: ~/.cache/sieve-edge/verdicts.sqlite.",
+    help="File of what a judge said, so that nothing is asked twice; default: ~/.cache/sieve-edge/verdicts.sqlite.",
 )
 @shown
 def evaluate(

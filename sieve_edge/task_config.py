@@ -4,7 +4,6 @@ Every field's description is the reference for the YAML files.
 """
 
 import re
-import urllib.parse
 from typing import Annotated, Literal
 
 import jinja2
@@ -13,6 +12,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from sieve_edge.config import PositiveFloat, PositiveInt, Strict
+from sieve_edge.keys import checked_url, checked_variable
 
 TEXT = "text"
 """Name of a source's text in prompts."""
@@ -23,26 +23,6 @@ TEMPLATES = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep
 """Of prompts; sandboxed, since a task's file may come from someone else."""
 
 OPENAI_URL = "https://api.openai.com/v1"
-
-
-def checked_url(value: str) -> str:
-    """Check the address of an endpoint; it is written down, so that it may hold no key.
-
-    Args:
-        value: Address.
-
-    Returns:
-        The same.
-
-    Raises:
-        ValueError: If it is no address, or holds a user or a query.
-    """
-    parts = urllib.parse.urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("must begin with http:// or https:// and name a host")
-    if parts.username or parts.password or parts.query:
-        raise ValueError(f"the address of {parts.hostname} holds a user or a query; keys go into the environment")
-    return value
 
 
 def _checked_pattern(value: str) -> str:
@@ -144,7 +124,7 @@ class JudgeSettings(Strict):
     base_url: Annotated[str, AfterValidator(checked_url)] = Field(
         OPENAI_URL, description="Endpoint, up to and with /v1, without a key in it."
     )
-    api_key_env: str = Field(
+    api_key_env: Annotated[str, AfterValidator(checked_variable)] = Field(
         "OPENAI_API_KEY", description="Environment variable that holds the key; it is never written down."
     )
     concurrency: PositiveInt = Field(8, description="Calls at a time.")
@@ -155,7 +135,8 @@ class JudgeSettings(Strict):
         5, description="Further tries after status 408, 409, 429 or 5xx, or a lost connection, with growing waits."
     )
     max_calls: PositiveInt = Field(
-        20_000, description="Calls that one build may make, tries included, however often it is resumed."
+        20_000,
+        description="Calls that one build may make, tries included, however often it is resumed; or one evaluate.",
     )
     max_usd: PositiveFloat | None = Field(
         None,

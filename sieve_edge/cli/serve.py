@@ -1,6 +1,9 @@
 """``sieve-edge serve`` and ``sieve-edge evaluate``: a build behind OpenAI's API, and any such server on a task."""
 
 import json
+import os
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,10 +11,13 @@ import click
 
 from sieve_edge.cli.status import shown
 from sieve_edge.errors import ArtifactError
+from sieve_edge.keys import checked_url, checked_variable
 
 if TYPE_CHECKING:
     from sieve_edge.device.replies import Served
     from sieve_edge.progress_views import Show
+    from sieve_edge.task.judge import OpenAIJudge
+    from sieve_edge.task_config import Task
 
 CONTEXT_TOKENS = 4096
 
@@ -38,11 +44,13 @@ def serve(run: Path, model: str, host: str, port: int, threads: int | None, prio
     RUN is the folder of a build, such as runs/MODEL-TASK-TARGET. Completions, chats where the model has a template,
     log-probabilities, logit_bias, stop strings and streaming are known.
     """
-    from sieve_edge.device.serve import run_server
+    from sieve_edge.device.serve import open_port, run_server
 
-    served = open_served(run, model, threads, context_tokens, prior=prior)
-    click.echo(f"serving {served.name} at http://{host}:{port}/v1, Ctrl-C ends it", err=True)
-    run_server(served, host, port)
+    with open_port(host, port) as door:
+        served = open_served(run, model, threads, context_tokens, prior=prior)
+        shown_host = f"[{host}]" if ":" in host else host
+        click.echo(f"serving {served.name} at http://{shown_host}:{port}/v1, Ctrl-C ends it", err=True)
+        run_server(served, door)
 
 
 def open_served(run: Path, model: str, threads: int | None, context_tokens: int, *, prior: bool) -> "Served":
@@ -62,7 +70,7 @@ def open_served(run: Path, model: str, threads: int | None, context_tokens: int,
         ArtifactError: If the build has not been validated, whose manifest names the target.
     """
     from sieve_edge.artifacts import MANIFEST, read_manifest
-    from sieve_edge.device.completions import label_prior
+    from sieve_edge.device.completions import LabelPrior, label_prior
     from sieve_edge.device.replies import Served
     from sieve_edge.device.runtimes import Runtime, end_tokens, open_tokenizer
     from sieve_edge.files import read_json
@@ -77,13 +85,22 @@ def open_served(run: Path, model: str, threads: int | None, context_tokens: int,
     tokenizer = open_tokenizer(folder)
     labels = [tokenizer.encode(answer, add_special_tokens=False).ids for _, answer in facts["labels"]]
     bias = label_prior(labels, facts["prior"][model] if prior else [])
+    if bias is None:
+        texts = [answer for _, answer in facts["labels"]]
+        click.echo(
+            f"warning: labels {texts} begin with one token and have different priors, so that the prior cannot be "
+            "applied here and scores may differ from validation's; clients must add it to the labels' likelihoods: "
+            f"{facts['prior'][model]}",
+            err=True,
+        )
     held = min(context_tokens, facts["positions"] or context_tokens)
     provider, layers, half = target["execution_provider"], target["gpu_layers"], target["quantization"] == "F16"
     runtime = Runtime(target["runtime"], threads or target["threads"], provider, layers, half)
     # llama.cpp shares the context between the prompt that is answered and the one before it.
     opened = runtime.open(folder, 2 * held)
+    ends = end_tokens(tokenizer, facts["ends"])
     chat = None if facts["chat"] is None else Chat(**facts["chat"])
-    return Served(f"{run.name}-{model}", opened, tokenizer, end_tokens(tokenizer, facts["ends"]), bias, chat, held)
+    return Served(f"{run.name}-{model}", opened, tokenizer, ends, bias or LabelPrior((), {}), chat, held)
 
 
 @click.command()
@@ -101,7 +118,18 @@ def open_served(run: Path, model: str, threads: int | None, context_tokens: int,
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the splits.")
 @click.option("--top", type=click.IntRange(1, 20), default=20, show_default=True, help="Log-probabilities asked for.")
 @click.option("--concurrency", type=click.IntRange(min=1), default=4, show_default=True, help="Calls at a time.")
+@click.option(
+    "--tokenizer",
+    "tokenizer_folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder with the served model's tokenizer.json: labels outside the told tokens are asked for by logit_bias.",
+)
 @click.option("--api-key-env", metavar="NAME", help="Environment variable with the key; default: none is sent.")
+@click.option(
+    "--verdicts",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File of what a judge said, so that nothing is asked twice; default: ~/.cache/sieve-edge/verdicts.sqlite.",
+)
 @shown
 def evaluate(
     endpoint: str,
@@ -112,31 +140,47 @@ def evaluate(
     seed: int,
     top: int,
     concurrency: int,
+    tokenizer_folder: Path | None,
     api_key_env: str | None,
+    verdicts: Path | None,
     show: "Show",
 ) -> None:
     """Score any OpenAI-compatible server on a task.
 
     The last line of standard output is one JSON document.
     """
+    from sieve_edge.device.runtimes import open_tokenizer
     from sieve_edge.progress import Progress
     from sieve_edge.resolve import load_task
     from sieve_edge.task.endpoint import Endpoint, evaluate_endpoint
     from sieve_edge.task.examples import load_splits
-    from sieve_edge.task.judge import OpenAIJudge
-    from sieve_edge.task_config import JudgeSettings, checked_url
 
-    try:
-        checked_url(endpoint)
-    except ValueError as error:
-        raise click.UsageError(f"--endpoint: {error}") from error
+    _check("--endpoint", checked_url, endpoint)
+    if api_key_env is not None:
+        _check("--api-key-env", checked_variable, api_key_env)
     the_task = load_task(task)
     examples = load_splits(the_task, seed)[split][:limit]
-    judge = None
-    if the_task.metric == "judge":
-        kept = Path("runs") / "shared" / "verdicts.sqlite"
-        judge = OpenAIJudge(the_task.judge or JudgeSettings(), kept, f"evaluate {endpoint}")
-    server = Endpoint(endpoint, model, api_key_env, concurrency, top)
+    judge = _judge(the_task, verdicts) if the_task.metric == "judge" else None
+    tokenizer = None if tokenizer_folder is None else open_tokenizer(tokenizer_folder)
+    server = Endpoint(endpoint, model, api_key_env, concurrency, top, tokenizer)
     with Progress(show).task("ask", len(examples), "prompts") as advance:
         facts = evaluate_endpoint(server, the_task, examples, judge, advance)
-    click.echo(json.dumps({**facts, "task": the_task.name, "split": split}))
+    judged = {} if judge is None else {"judge": judge.facts()}
+    click.echo(json.dumps({**facts, "task": the_task.name, "split": split, **judged}))
+
+
+def _check(option: str, check: Callable[[str], str], value: str) -> None:
+    try:
+        check(value)
+    except ValueError as error:
+        raise click.UsageError(f"{option}: {error}") from error
+
+
+def _judge(task: "Task", verdicts: Path | None) -> "OpenAIJudge":
+    """Make the task's judge, whose ceilings hold for this call alone."""
+    from sieve_edge.task.judge import OpenAIJudge
+    from sieve_edge.task_config import JudgeSettings
+
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    kept = verdicts or cache / "sieve-edge" / "verdicts.sqlite"
+    return OpenAIJudge(task.judge or JudgeSettings(), kept, f"evaluate {uuid.uuid4()}")

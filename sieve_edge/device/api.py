@@ -1,8 +1,8 @@
 """What clients may ask of ``sieve-edge serve``: the parts of OpenAI's API that it knows."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 MAX_TOP = 20
 _DEFAULT_TOKENS = 16
@@ -21,6 +21,12 @@ class Asked(BaseModel):
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     n: Literal[1] = 1
 
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_the_default(cls, value: Any) -> Any:
+        """Take null as not given: clients send every field that they know."""
+        return {name: each for name, each in value.items() if each is not None} if isinstance(value, dict) else value
+
     def stops(self) -> list[str]:
         """List the strings that end an answer; an empty one ends none."""
         given = [self.stop] if isinstance(self.stop, str) else self.stop or []
@@ -35,11 +41,24 @@ class Completion(Asked):
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
 
 
+class TextPart(BaseModel):
+    """A part of a message; there are no other kinds here than text."""
+
+    type: Literal["text"]
+    text: str
+
+
 class ChatMessage(BaseModel):
     """One message of a chat."""
 
     role: str
-    content: str
+    content: str | list[TextPart] | None = Field(None, validate_default=True)
+
+    @field_validator("content")
+    @classmethod
+    def _as_text(cls, value: str | list[TextPart] | None) -> str:
+        """Join parts by line breaks, as other servers do for templates that know text only."""
+        return "\n".join(part.text for part in value) if isinstance(value, list) else value or ""
 
 
 class ChatCompletion(Asked):

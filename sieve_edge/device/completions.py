@@ -72,7 +72,7 @@ class Step:
     top: tuple[tuple[int, float], ...]
 
 
-def label_prior(answer_ids: Sequence[Sequence[int]], prior: Sequence[float]) -> LabelPrior:
+def label_prior(answer_ids: Sequence[Sequence[int]], prior: Sequence[float]) -> LabelPrior | None:
     """Turn the bias of each label into one of tokens.
 
     Args:
@@ -80,17 +80,18 @@ def label_prior(answer_ids: Sequence[Sequence[int]], prior: Sequence[float]) -> 
         prior: Bias of each label; empty for none.
 
     Returns:
-        The correction; none where two labels go on with one token, which then stands for both.
+        The correction; None if there can be none, where labels of different bias go on with one token. What they differ
+        by would have to be added further on, and there it depends on the prompt how much of it remains.
     """
     if not prior:
         return LabelPrior((), {})
     common = 0
     while len({tuple(ids[: common + 1]) for ids in answer_ids}) == 1:
         common += 1
-    following = [ids[common] for ids in answer_ids]
-    if len(set(following)) < len(following):
-        return LabelPrior((), {})
-    bias = {token: float(each) for token, each in zip(following, prior, strict=True)}
+    bias: dict[int, float] = {}
+    for ids, each in zip(answer_ids, prior, strict=True):
+        if bias.setdefault(ids[common], float(each)) != float(each):
+            return None
     return LabelPrior(tuple(answer_ids[0][:common]), bias)
 
 

@@ -6,6 +6,7 @@ Dimension key: B batch, P past tokens, T new tokens, V vocabulary.
 import ctypes
 import importlib
 import weakref
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ class _Past:
 
 @dataclass(eq=False)
 class _Rows:
-    """Sequences that one batch owns; their memory is given back when nothing refers to them any more."""
+    """Sequences that one batch owns; given back with the next call after nothing refers to them any more."""
 
     ids: tuple[int, ...]
     filled: tuple[int, ...]
@@ -104,6 +105,7 @@ class LlamaTextModel:
             )
         self._memory = self._api.llama_get_memory(self._context)
         self._free = set(range(sequences))
+        self._left: deque[int] = deque()
 
     def forward(
         self,
@@ -125,6 +127,7 @@ class LlamaTextModel:
         Returns:
             ``(logits (B, kept, V), present)``.
         """
+        self._reclaim()
         batch, width = input_ids.shape
         view: _Past = past[0] if past else self._new(batch)
         self._take_back(view)
@@ -156,6 +159,7 @@ class LlamaTextModel:
         Returns:
             Copies with B rows; cells of the cache are shared, not copied.
         """
+        self._reclaim()
         view: _Past = past[0]
         copies = self._new(batch)
         for sequence in copies.rows.ids:
@@ -183,8 +187,15 @@ class LlamaTextModel:
         ids = tuple(sorted(self._free)[:batch])
         self._free.difference_update(ids)
         rows = _Rows(ids, (0,) * batch)
-        weakref.finalize(rows, _release, weakref.ref(self), ids)
+        # A past may end in any thread; llama.cpp is called by the one that runs the model.
+        weakref.finalize(rows, self._left.extend, ids)
         return _Past(rows, (0,) * batch)
+
+    def _reclaim(self) -> None:
+        while self._left:
+            sequence = self._left.popleft()
+            self._api.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+            self._free.add(sequence)
 
     def _take_back(self, view: _Past) -> None:
         for sequence, length, filled in zip(view.rows.ids, view.lengths, view.rows.filled, strict=True):
@@ -264,15 +275,6 @@ class RuntimeLog:
             The last error lines.
         """
         return "; ".join(line for line in self._lines[-3:] if line)[:400] or "no message"
-
-
-def _release(model: "weakref.ref[LlamaTextModel]", ids: tuple[int, ...]) -> None:
-    owner = model()
-    if owner is None:
-        return
-    for sequence in ids:
-        owner._api.llama_memory_seq_rm(owner._memory, sequence, -1, -1)
-    owner._free.update(ids)
 
 
 def _close(api: Any, context: Any, model: Any) -> None:

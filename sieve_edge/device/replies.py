@@ -3,7 +3,7 @@
 import itertools
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,11 +83,14 @@ class Served:
         sampling = Sampling(max_tokens, asked.temperature, asked.top_p, top, self._bias(asked), asked.seed)
         written: list[int] = []
         shown = ""
-        for step in complete(self.model, prompt, sampling, self.prior, self.ends):
-            written += [] if step.token in self.ends else [step.token]
-            text = self.tokenizer.decode(written)
-            # A character that is not complete yet comes with the next token.
-            new = "" if text.endswith("\ufffd") else text[len(shown) :]
+        for count, step in enumerate(complete(self.model, prompt, sampling, self.prior, self.ends), 1):
+            ended = step.token in self.ends
+            written += [] if ended else [step.token]
+            # With special tokens, since one may be a stop string; validation does the same.
+            text = self.tokenizer.decode(written, skip_special_tokens=False)
+            # A character that is not complete yet comes with the next token, if there is one.
+            more_comes = not ended and count < max_tokens
+            new = "" if more_comes and text.endswith("\ufffd") else text[len(shown) :]
             shown += new
             yield step, new
 
@@ -109,52 +112,26 @@ class _Answer:
     reason: str = "length"
 
 
-def _answer(served: Served, prompt: list[int], asked: Asked, max_tokens: int, top: int) -> _Answer:
-    answer = _Answer()
-    for text in _stream(served, prompt, asked, max_tokens, top, answer):
-        answer.text += text
-    return answer
-
-
-def _stream(
-    served: Served, prompt: list[int], asked: Asked, max_tokens: int, top: int, answer: _Answer
-) -> Iterator[str]:
-    """Yield text that no stop string can take back any more."""
-    stops = asked.stops()
-    held = ""
-    longest = max((len(stop) for stop in stops), default=1)
-    for step, text in served.steps(prompt, asked, max_tokens, top):
-        answer.steps.append(step)
-        held += text
-        places = [place for stop in stops if (place := held.find(stop)) >= 0]
-        if places:
-            answer.reason = "stop"
-            yield held[: min(places)]
-            return
-        if step.token in served.ends:
-            answer.reason = "stop"
-        free = len(held) - longest + 1
-        if free > 0:
-            yield held[:free]
-            held = held[free:]
-    yield held
+def _never() -> bool:
+    return False
 
 
 class Job:
     """One request on its way to a reply."""
 
-    def __init__(self, served: Served, asked: Any, number: str) -> None:
+    def __init__(self, served: Served, asked: Any, number: str, stopped: Callable[[], bool] = _never) -> None:
         """Read the request.
 
         Args:
             served: What answers.
             asked: The request.
             number: Its name.
+            stopped: Asked before each token whether nobody waits for the answer any more.
 
         Raises:
             BadRequest: If it cannot be answered.
         """
-        self._served, self._asked = served, asked
+        self._served, self._asked, self._stopped = served, asked, stopped
         self._chat = isinstance(asked, ChatCompletion)
         self._prompts = [_chat_prompt(served, asked)] if self._chat else served.prompts(asked)
         if asked.stream and len(self._prompts) > 1:
@@ -171,7 +148,7 @@ class Job:
         Returns:
             The reply.
         """
-        answers = [_answer(self._served, ids, self._asked, self._max_tokens, self._top) for ids in self._prompts]
+        answers = [self._answer(ids) for ids in self._prompts]
         used = {
             "prompt_tokens": sum(map(len, self._prompts)),
             "completion_tokens": sum(len(one.steps) for one in answers),
@@ -184,16 +161,47 @@ class Job:
         """Answer piece by piece; what is wrong with the request is raised at once.
 
         Returns:
-            Server-sent events.
+            Server-sent events; an empty string after a token that adds nothing yet.
         """
         answer = _Answer()
-        pieces = _stream(self._served, self._prompts[0], self._asked, self._max_tokens, self._top, answer)
+        pieces = self._pieces(self._prompts[0], answer)
         first = next(pieces, "")
         return self._told(itertools.chain([first], pieces), answer)
+
+    def _answer(self, prompt: list[int]) -> _Answer:
+        answer = _Answer()
+        for text in self._pieces(prompt, answer):
+            answer.text += text
+        return answer
+
+    def _pieces(self, prompt: list[int], answer: _Answer) -> Iterator[str]:
+        """Yield after each token the text that no stop string can take back any more, which may be none."""
+        stops = self._asked.stops()
+        held = ""
+        longest = max((len(stop) for stop in stops), default=1)
+        steps = self._served.steps(prompt, self._asked, self._max_tokens, self._top)
+        while not self._stopped() and (found := next(steps, None)) is not None:
+            step, text = found
+            answer.steps.append(step)
+            held += text
+            places = [place for stop in stops if (place := held.find(stop)) >= 0]
+            if places:
+                answer.reason = "stop"
+                yield held[: min(places)]
+                return
+            if step.token in self._served.ends:
+                answer.reason = "stop"
+            free = max(len(held) - longest + 1, 0)
+            yield held[:free]
+            held = held[free:]
+        yield held
 
     def _told(self, pieces: Iterator[str], answer: _Answer) -> Iterator[str]:
         kind = "chat.completion.chunk" if self._chat else "text_completion"
         for text in pieces:
+            if not text:
+                yield ""
+                continue
             said = {"delta": {"role": "assistant", "content": text}} if self._chat else {"text": text, "logprobs": None}
             choice = {"index": 0, **said, "finish_reason": None}
             yield f"data: {json.dumps({**self._head, 'object': kind, 'choices': [choice]})}\n\n"

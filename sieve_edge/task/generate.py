@@ -94,9 +94,10 @@ def answer_greedily(
     # A batch grows by its answers.
     lengths = [len(prompt) - shared + new_tokens for prompt in prompts]
     for rows in length_batches(lengths, batch_tokens, mixed=False):
-        start = model.repeat(past, len(rows)) if past else []
         tails = pad_left([prompts[row][shared:] for row in rows], shared)
-        for row, answer in zip(rows, _answer_batch(model, tails, start, new_tokens, ended), strict=True):
+        # Not kept in a name: the copies of one batch are gone before those of the next are made.
+        written = _answer_batch(model, tails, model.repeat(past, len(rows)) if past else [], new_tokens, ended)
+        for row, answer in zip(rows, written, strict=True):
             answers[row] = answer
         if progress:
             progress(len(rows))

@@ -16,6 +16,7 @@ from typing import Any
 
 from sieve_edge.errors import EnvironmentMissing, JudgeError
 from sieve_edge.files import digest
+from sieve_edge.keys import shown_variable
 from sieve_edge.protocols import Asked
 from sieve_edge.task.judge_words import (
     QUESTION,
@@ -241,6 +242,7 @@ class OpenAIJudge:
             judge = self.settings
             key = os.environ.get(judge.api_key_env)
             if not key:
-                raise EnvironmentMissing(f"judge {judge.model}: {judge.api_key_env} is not set; set it to the key")
+                named = shown_variable(judge.api_key_env, "the variable of api_key_env")
+                raise EnvironmentMissing(f"judge {judge.model}: {named} is not set; set it to the key")
             self._client = openai.OpenAI(api_key=key, base_url=judge.base_url, timeout=judge.timeout_s, max_retries=0)
         return self._client

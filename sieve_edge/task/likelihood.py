@@ -12,6 +12,9 @@ from sieve_edge.protocols import Float32, Float64, Int64, Progress, TextModel
 SHARED_PREFIX_TOKENS = 16
 """A prefix is cached only where all prompts share at least this many tokens."""
 
+MOST_ROWS = 255
+"""Rows of one batch: llama.cpp holds 256 sequences, one of which is the shared prefix."""
+
 PREFIX_TOLERANCE = 1e-3
 """Largest difference of a log-likelihood that caching the prefix may make, float32."""
 
@@ -60,7 +63,7 @@ def length_batches(lengths: Sequence[int], batch_tokens: int, *, mixed: bool = T
 
     Args:
         lengths: Tokens of each row.
-        batch_tokens: Padded tokens of one batch; a longer row is a batch of its own.
+        batch_tokens: Padded tokens of one batch of at most ``MOST_ROWS`` rows; a longer row is a batch of its own.
         mixed: Whether a batch may hold rows of different lengths.
 
     Returns:
@@ -69,6 +72,7 @@ def length_batches(lengths: Sequence[int], batch_tokens: int, *, mixed: bool = T
     batches: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda index: (lengths[index], index)):
         fits = bool(batches) and (len(batches[-1]) + 1) * lengths[row] <= batch_tokens
+        fits = fits and len(batches[-1]) < MOST_ROWS
         if fits and (mixed or lengths[batches[-1][0]] == lengths[row]):
             batches[-1].append(row)
         else:

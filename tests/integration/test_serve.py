@@ -15,7 +15,7 @@ from sieve_edge.device.runtimes import open_tokenizer
 from sieve_edge.device.serve import make_app
 from sieve_edge.errors import ArtifactError
 from sieve_edge.protocols import Chat
-from sieve_edge.task.endpoint import OUTSIDE, Endpoint, deciding_scores, evaluate_endpoint, first_token_scores
+from sieve_edge.task.endpoint import Endpoint, evaluate_endpoint
 from sieve_edge.task.examiner import Examiner
 from tests.command import command, last_json
 from tests.servers import free_port, serving
@@ -80,7 +80,8 @@ def test_the_prior_goes_where_labels_begin_to_differ():
     assert label_prior([[5, 1], [5, 2]], [0.5, 0.0]) == LabelPrior((5,), {1: 0.5, 2: 0.0})
     assert label_prior([[1], [2]], [0.5, 0.0]).at([]) == {1: 0.5, 2: 0.0}
     assert label_prior([[1], [2]], [0.5, 0.0]).at([1]) == {}
-    assert label_prior([[1, 3], [1, 4], [2]], [0.1, 0.2, 0.3]).bias == {}, "all labels are corrected, or none"
+    assert label_prior([[1, 3], [1, 4], [2]], [0.1, 0.1, 0.3]).bias == {1: 0.1, 2: 0.3}, "one token, one bias"
+    assert label_prior([[1, 3], [1, 4], [2]], [0.1, 0.2, 0.3]) is None, "all labels are corrected, or none"
     assert label_prior([[1], [2]], []).bias == {}
 
 
@@ -167,13 +168,6 @@ def test_an_endpoint_scores_what_the_model_scores_with_its_prior(url, served):
     assert few["outside"] >= 60, "of one told token at most one label is there"
 
 
-def test_labels_that_begin_alike_are_told_apart_further_on():
-    steps = [(" (", {" (": -0.1, "x": -3.0}), ("B", {"A": -2.0, "B": -0.5})]
-    assert deciding_scores(steps, [" (A)", " (B)"]) == pytest.approx([-2.0, -0.5])
-    assert deciding_scores([("x", {"x": 0.0})], [" (A)", " (B)"]) == [OUTSIDE, OUTSIDE]
-    assert deciding_scores(steps[1:], [" A", " B"]) == pytest.approx([-2.0, -0.5])
-
-
 def test_a_reader_that_stalls_keeps_nobody_from_being_answered(client):
     stalled = [
         client.completions.create(model="tiny", prompt=PROMPT, max_tokens=40, temperature=0, stream=True)
@@ -183,13 +177,6 @@ def test_a_reader_that_stalls_keeps_nobody_from_being_answered(client):
     assert reply.choices[0].text
     for stream in stalled:
         stream.close()
-
-
-def test_labels_are_found_by_their_own_tokens():
-    told = {" pos": -1.0, " positive": -2.0, " p": -3.0, "": -0.1, " n": -4.0, "x": -5.0}
-    scores = first_token_scores(told, [" positive", " negative"])
-    assert scores == pytest.approx([-2.0, -4.0])
-    assert first_token_scores({" a": -1.0}, [" ab", " ac"]) == [OUTSIDE, OUTSIDE]
 
 
 def test_a_served_build_scores_what_validate_said(pico, toy_task, toy_target, tmp_path):

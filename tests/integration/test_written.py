@@ -22,7 +22,7 @@ from sieve_edge.task.generate import Ending, answer_greedily
 from sieve_edge.task_config import Task
 from tests.command import ENVIRONMENT, command, last_json
 from tests.markup import check_page
-from tests.servers import fault_server, said
+from tests.servers import fault_server, said, serving
 
 QUICK = ("calibration_tokens=1500", "threads=1", "learn.fisher_prompts=64", "search.part=50")
 SETTINGS = tuple(word for setting in QUICK for word in ("--set", setting))
@@ -120,6 +120,10 @@ def test_a_written_task_is_built_to_a_validated_artifact(pico, written, toy_targ
     assert command("card", run).returncode == 0
     card = (run / "export" / "pruned" / "README.md").read_text(encoding="utf-8")
     assert "what the model writes greedily, up to 3 tokens" in card
+    with serving(run) as address:
+        scored = command("evaluate", "--endpoint", address, "--task", written())
+    assert scored.returncode == 0, scored.stderr
+    assert last_json(scored)["score"] == pytest.approx(result["accuracy"]["pruned"]["test"]["corrected"])
 
 
 def question_and_answer(body):

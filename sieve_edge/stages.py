@@ -231,7 +231,8 @@ def _other_build(target: Target) -> tuple[str, ...]:
     """Name the build of llama.cpp that stands in for the stock one."""
     if target.runtime != "llama.cpp-stock":
         return ()
-    from sieve_edge.device.llama import PATCHED, runtime
+    from sieve_edge.device.llama import runtime
+    from sieve_edge.device.llama_refusals import PATCHED
 
     version = runtime().__version__
     told = f"measured in llama-cpp-python {version}, which has the patch that this file does not need"

@@ -175,7 +175,7 @@ class LlamaTextModel:
         """
         data = text.encode()
         ids = (ctypes.c_int32 * (len(data) + 8))()
-        count = self._api.llama_tokenize(self._vocab, data, len(data), ids, len(ids), True, False)
+        count = self._api.llama_tokenize(self._vocab, data, len(data), ids, len(ids), True, True)
         return list(ids[:count])
 
     def _check_format(self, file: Path) -> None:

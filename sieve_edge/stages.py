@@ -193,6 +193,8 @@ def _export(run: Run, out: Path) -> Result:
             out,
             advance,
         )
+    for kind, types in metrics.get("types", {}).items():
+        run.progress.say(f"  {kind}: {', '.join(f'{count} {name}' for name, count in types.items())} tensors")
     sidecar = run.checkpoint() / "sieve_edge.json"
     (out / "pruned" / "sieve_edge.json").write_bytes(sidecar.read_bytes())
     return metrics, (*fallbacks, *_other_build(run.target))

@@ -164,7 +164,7 @@ def _search(run: Run, recipe: Tree, _: Tree, target: Tree) -> Tree:
     asked = {name: recipe[name] for name in ("tolerance", "grid", "search")}
     levels = {"storage": target["storage"], "multiple": target["rank_multiple"]}
     if run.recipe.search.max_size_mib is not None:
-        levels["quantization"] = target["quantization"]
+        levels["stored"] = [target["format"], target["quantization"]]
     timed = {"timed": [target[name] for name in ("threads", "execution_provider", "quantization", "workload")]}
     return {**scoring_settings(run), **asked, **levels, **(timed if run.recipe.search.limits_time else {})}
 

@@ -56,6 +56,7 @@ def _search(run: Run, out: Path) -> Result:
     from sieve_edge.search.assemble import make_candidates, search_budgets, search_space
     from sieve_edge.search.budgets import shown
     from sieve_edge.search.executor import open_workers
+    from sieve_edge.search.sizes import stored_sizes
     from sieve_edge.timed import table_of
 
     bank, stats = ProjectionBank(run.folder("learn")), CalibrationStats(run.folder("calibrate"))
@@ -63,7 +64,7 @@ def _search(run: Run, out: Path) -> Result:
     labels = label_ids(run.task, run.loaded.encode)
     answer_tokens = max((len(ids) for ids in labels), default=run.task.max_new_tokens)
     times = table_of(run, space, out) if run.recipe.search.limits_time else None
-    budgets = search_budgets(space, run.recipe.search, run.target.quantization, times, answer_tokens)
+    budgets = search_budgets(space, run.recipe.search, stored_sizes(run.loaded, run.target), times, answer_tokens)
     if run.judge is not None:
         plans, sizes = foreseen_plans(run.recipe), {name: len(split) for name, split in run.splits.items()}
         after = sizes["selection"] + 2 * (sizes["test"] + sizes["transfer"])

@@ -86,7 +86,7 @@ def write_gguf_folder(
         metrics["quantized"] = asdict(drift(runtime, folder / REFERENCE))
         write_json(folder / DRIFT, metrics["quantized"])
     write_json(folder / TYPES, {tensor: kind for tensor, (_, kind) in types.items()})
-    metrics["types"] = dict(Counter(kind for _, kind in types.values()))
+    metrics["types"] = dict(Counter(kind for _, kind in types.values()).most_common())
     progress(1)
     return metrics, fallbacks
 

@@ -16,7 +16,7 @@ from sieve_edge.model.matrices import find_matrices
 from sieve_edge.model.stored_types import misfits, plan_types, rules
 from sieve_edge.search.sizes import stored_sizes
 from sieve_edge.weight_types import WITH_IMPORTANCE
-from tests.tiny_gguf import TEXTS, TOKENIZER, factor, make_model, target, types_of
+from tests.tiny_gguf import TEXTS, TOKENIZER, factor, make_model, narrow, target, types_of
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: make runtime")
 
@@ -60,6 +60,14 @@ def test_the_types_of_every_tensor_are_known_before_llama_cpp_chooses_them(shape
                 assert ("Q6_K, not Q4_0" if "256" in shape else "Q8_0, not Q4_0") in head
                 assert sum("down projections" in line for line in rules(planned)) == 2
                 assert misfits(planned) == []
+
+
+def test_narrow_layers_take_the_planned_types(tmp_path):
+    model = narrow("llama")
+    ones = {name: torch.ones(parameter.shape[-1]) for name, parameter in model.named_parameters()}
+    weights = GgufWeights("Q4_0", types_of(model, "Q4_0"), ones)
+    metrics, changed = write_gguf_folder(model, TOKENIZER, TEXTS[:1], "narrow", weights, tmp_path, lambda _: None)
+    assert (metrics["types"], changed) == ({"F32": 5, "Q4_0": 15, "Q8_0": 1}, [])
 
 
 @pytest.mark.parametrize("quantization", ["F32", "F16", "Q8_0", "Q4_0", "Q4_K_M"])

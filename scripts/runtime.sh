@@ -13,7 +13,7 @@
 # The wheel lies under ${XDG_CACHE_HOME:-~/.cache}/sieve-edge/runtime, in a folder named after the hash of the source,
 # the patches, the options and, for NATIVE=ON, the processor.
 set -Eeuo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 
 readonly variant=${1:-factored}
@@ -58,7 +58,7 @@ build() ( # FOLDER: leaves one wheel there; a subshell, so that its trap is its 
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
     say "fetching the source"
-    "$python" -m pip download -qq --no-deps --no-binary :all: --require-hashes -r $patches/requirement.txt -d "$work/sdist" >&2
+    "$python" -m pip download -qq --no-deps --no-binary llama-cpp-python --require-hashes -r $patches/requirement.txt -d "$work/sdist" >&2
     tar -xzf "$work"/sdist/*.tar.gz -C "$work"
     source=$(compgen -G "$work/llama_cpp_python-*")
     # Inside a repository git takes a patch's paths from its root, and passes over those that lie elsewhere.
@@ -77,24 +77,33 @@ build() ( # FOLDER: leaves one wheel there; a subshell, so that its trap is its 
         "$python" -m pip wheel -qq --no-deps -w "$1" "$source" >&2
 )
 
-main() {
-    local cache folder wheel
-    [[ $variant == factored || $variant == stock ]] || fail "'$variant' must be stock, or left out"
+make_wheel() ( # FOLDER: makes the folder with its wheel; a subshell, so that its trap is its own
     for tool in cmake gcc g++ git; do
         command -v "$tool" >/dev/null || fail "$tool is missing; on Debian: apt-get install cmake gcc g++ git"
     done
+    mkdir -p "${1%/*}"
+    # Made beside its place under a name of its own, and moved there whole: an interrupted build leaves nothing that looks
+    # finished, and two at a time do not disturb each other.
+    making=$(mktemp -d "${1%/*}/making.XXXXXX")
+    trap 'rm -rf "$making"' EXIT
+    chmod 755 "$making"
+    build "$making"
+    # Of two that built the same, the first one's stays.
+    mv -T "$making" "$1" 2>/dev/null || compgen -G "$1/*.whl" >/dev/null || fail "$1 is there without a wheel; delete it"
+)
+
+main() {
+    local cache folder wheel
+    [[ $variant == factored || $variant == stock ]] || fail "'$variant' must be stock, or left out"
     cache=${XDG_CACHE_HOME:-$HOME/.cache}/sieve-edge/runtime
     folder=$cache/$(key)
     if ! wheel=$(compgen -G "$folder/*.whl"); then
-        mkdir -p "$cache"
-        # Made beside its place and moved there whole: an interrupted build leaves nothing that looks finished.
-        rm -rf "$cache/making" "$folder" && mkdir "$cache/making"
-        build "$cache/making"
-        mv "$cache/making" "$folder"
+        make_wheel "$folder"
         wheel=$(compgen -G "$folder/*.whl")
         say "built in $SECONDS s: $wheel"
     fi
     echo "$wheel"
 }
 
-main "$@"
+# Sourced, it only defines what tests call.
+[[ ${BASH_SOURCE[0]} != "$0" ]] || main "$@"

@@ -13,21 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sieve_edge.config import BITS, BLOCK, Target
-from sieve_edge.errors import ConfigError
+from sieve_edge.config import BITS, Target
 from sieve_edge.files import write_json
 from sieve_edge.model.blocks import Blocks, pack, restore, round_nearest, round_with_gram
 from sieve_edge.model.flat import flat_forward
 from sieve_edge.model.statistics import Moments
+from sieve_edge.model.stored_types import misfits, plan_types, readers, refuse_misfits, rules
 from sieve_edge.model.tensors import write_tensors
 from sieve_edge.progress import Progress
 from sieve_edge.recipe import QuantizeRecipe
-
-ROWS = {"Q8_0": 32, "Q4_0": 32, "Q5_K_M": 256, "Q4_K_M": 256}
-"""Quantization of a GGUF target -> numbers that a row must be a multiple of; another row takes another type."""
-
-WITH_IMPORTANCE = ("Q4_0", "Q5_K_M", "Q4_K_M")
-"""Quantizations for which llama.cpp's quantizer heeds how much each input matters."""
+from sieve_edge.weight_types import WITH_IMPORTANCE
 
 PLAN = "plan.json"
 
@@ -60,6 +55,10 @@ def quantize(
     plans = {kind: plan_types(model, target) for kind, model in models.items()}
     fallbacks = [f"{kind}: {line}" for kind, plan in plans.items() for line in misfits(plan)]
     refuse_misfits(fallbacks, target, recipe)
+    own_rules = {kind: rules(plan) for kind, plan in plans.items()}
+    for kind, lines in own_rules.items():
+        for line in lines:
+            progress.say(f"  {kind}: {line}")
     errors: dict[str, float] = {}
     for kind, model in models.items():
         wanted = [name for name, entry in plans[kind].items() if entry["type"] == target.quantization]
@@ -67,7 +66,7 @@ def quantize(
             calibrated = recipe.method == "gptq"
             # A head is read at the last positions only, too few to calibrate on.
             inner = {
-                name: module for name, module in _readers(model).items() if module is not model.get_output_embeddings()
+                name: module for name, module in readers(model).items() if module is not model.get_output_embeddings()
             }
             grams = _gather(model, inner, prompts[kind], _add_gram, kind, progress) if calibrated else {}
             tensors, lost = _blocks(model, wanted, grams, BITS[target.quantization], progress)
@@ -75,81 +74,12 @@ def quantize(
             errors[kind] = sum(entry["error"] for entry in lost.values()) / len(lost)
             write_tensors(out / f"{kind}.safetensors", tensors)
         elif target.quantization in WITH_IMPORTANCE:
-            squares = _gather(model, _readers(model), prompts[kind], _add_squares, kind, progress)
+            squares = _gather(model, readers(model), prompts[kind], _add_squares, kind, progress)
             write_tensors(out / f"{kind}.safetensors", {name: value.float() for name, value in squares.items()})
-    write_json(out / PLAN, {"quantization": target.quantization, "weights": plans})
-    return {"quantization": target.quantization, "mean_error": errors}, tuple(fallbacks)
-
-
-def plan_types(model: Any, target: Target) -> dict[str, dict[str, Any]]:
-    """Choose a type for every parameter.
-
-    Args:
-        model: transformers model.
-        target: Format and quantization.
-
-    Returns:
-        Parameter -> ``shape``, ``type``, and ``why`` where it cannot have the target's own type.
-    """
-    in_blocks = {*_readers(model), *_names(model, model.get_input_embeddings().weight)}
-    embedding = _names(model, model.get_input_embeddings().weight)
-    wanted, plan = target.quantization, {}
-    for name, parameter in model.named_parameters():
-        entry: dict[str, Any] = {"shape": list(parameter.shape), "type": "F32"}
-        multiple = ROWS.get(wanted, 1)
-        if parameter.dim() != 2 or wanted == "F32":
-            pass
-        elif wanted in BITS and name not in in_blocks:
-            entry["why"] = "stays F32, since it is neither the embedding nor a weight that is stored (out, in)"
-        elif wanted in BITS and name in embedding and parameter.shape[1] % BLOCK:
-            entry["why"] = f"stays F32, since an embedding of width {parameter.shape[1]} is no multiple of {BLOCK}"
-        elif parameter.shape[1] % multiple:
-            entry["type"] = "other"
-            entry["why"] = f"not {wanted}, since its rows of {parameter.shape[1]} are no multiple of {multiple}"
-        else:
-            entry["type"] = wanted
-        plan[name] = entry
-    return plan
-
-
-def misfits(plan: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """List the weights that cannot have the target's type.
-
-    Args:
-        plan: As from ``plan_types``.
-
-    Returns:
-        A line for each.
-    """
-    return [f"{name}: {entry['why']}" for name, entry in plan.items() if "why" in entry]
-
-
-def refuse_misfits(lines: Sequence[str], target: Target, recipe: QuantizeRecipe) -> None:
-    """Refuse weights that do not fit, unless the recipe allows it.
-
-    Args:
-        lines: As from ``misfits``.
-        target: Quantization.
-        recipe: Whether it is allowed.
-
-    Raises:
-        ConfigError: If it is not; every weight is named.
-    """
-    if lines and not recipe.allow_fallback:
-        raise ConfigError(
-            f"quantization {target.quantization} of target {target.name}",
-            [*lines, "choose another quantization or rank_multiple, or --set quantize.allow_fallback=true"],
-        )
-
-
-def _names(model: Any, wanted: Tensor) -> list[str]:
-    return [name for name, parameter in model.named_parameters() if parameter is wanted]
-
-
-def _readers(model: Any) -> dict[str, nn.Module]:
-    """Find the linear that reads each weight, by the weight's name; tied ones have the name they come with first."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return {names[id(module.weight)]: module for module in model.modules() if isinstance(module, nn.Linear)}
+    # What export may put up with stands here, so that an export is made anew when it changes.
+    settled = {"quantization": target.quantization, "allow_fallback": recipe.allow_fallback}
+    write_json(out / PLAN, {**settled, "weights": plans})
+    return {"quantization": target.quantization, "mean_error": errors, "rules": own_rules}, tuple(fallbacks)
 
 
 def _blocks(
@@ -198,7 +128,7 @@ def _add_squares(moments: Moments, name: str, rows_NI: Tensor) -> None:
 @torch.inference_mode()
 def _gather(
     model: Any,
-    readers: Mapping[str, nn.Module],
+    watched: Mapping[str, nn.Module],
     prompts: Sequence[Sequence[int]],
     add: Add,
     kind: str,
@@ -208,7 +138,7 @@ def _gather(
     moments = Moments()
     device = next(model.parameters()).device
     told = f"inputs of the {kind} model"
-    with _watched(readers, moments, add), progress.task(told, len(prompts), "prompts") as advance:
+    with _watched(watched, moments, add), progress.task(told, len(prompts), "prompts") as advance:
         for prompt in prompts:
             ids_1T = torch.tensor([list(prompt)], device=device)
             positions_1T = torch.arange(len(prompt), device=device)[None]
@@ -218,11 +148,11 @@ def _gather(
 
 
 @contextmanager
-def _watched(readers: Mapping[str, nn.Module], moments: Moments, add: Add) -> Iterator[None]:
+def _watched(watched: Mapping[str, nn.Module], moments: Moments, add: Add) -> Iterator[None]:
     def hook(name: str) -> Callable[[Any, tuple[Tensor, ...]], None]:
         return lambda _, args: add(moments, name, args[0].flatten(0, -2))
 
-    handles = [module.register_forward_pre_hook(hook(name)) for name, module in readers.items()]
+    handles = [module.register_forward_pre_hook(hook(name)) for name, module in watched.items()]
     try:
         yield
     finally:

@@ -14,6 +14,7 @@ from sieve_edge.config import BITS, BLOCK, Strict, Target
 from sieve_edge.errors import ConfigError, EnvironmentMissing
 from sieve_edge.recipe import Recipe
 from sieve_edge.task_config import Task
+from sieve_edge.weight_types import ROWS
 
 Config = TypeVar("Config", bound=Strict)
 
@@ -149,11 +150,22 @@ def check_build(target: Target, recipe: Recipe) -> None:
         ConfigError: If a setting does not suit the target or another setting; all problems at once.
         EnvironmentMissing: If LoRA is asked for without its package.
     """
-    problems = [*_search_problems(target, recipe), *_vocabulary_problems(recipe)]
+    problems = [*_row_problems(target, recipe), *_search_problems(target, recipe), *_vocabulary_problems(recipe)]
     if problems:
         raise ConfigError("--set", problems)
     if recipe.tune.method == "lora" and importlib.util.find_spec("peft") is None:
         raise EnvironmentMissing("tune.method=lora: peft is not installed; run: pip install 'sieve-edge[tune]'")
+
+
+def _row_problems(target: Target, recipe: Recipe) -> Iterator[str]:
+    """Refuse ranks here that quantize would refuse after hours."""
+    rows = ROWS.get(target.quantization, 1)
+    if target.rank_multiple % rows and not recipe.quantize.allow_fallback:
+        yield (
+            f"rank_multiple: {target.rank_multiple} of target {target.name}, must be a multiple of {rows} for "
+            f"quantization {target.quantization}, whose rows are stored in blocks of that; set rank_multiple: {rows}, "
+            "choose another quantization, or --set quantize.allow_fallback=true"
+        )
 
 
 def _search_problems(target: Target, recipe: Recipe) -> Iterator[str]:

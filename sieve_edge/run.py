@@ -83,9 +83,9 @@ class Run:
         import torch
 
         from sieve_edge.model.load import load_model
+        from sieve_edge.model.stored_types import misfits, plan_types, refuse_misfits
         from sieve_edge.model.tokens import check_tokenizer
         from sieve_edge.model.widths import width_specs
-        from sieve_edge.quantize import misfits, plan_types, refuse_misfits
 
         torch.set_num_threads(self.recipe.threads)
         self.progress.say(f"  loading {self.source.reference}")
@@ -164,7 +164,7 @@ def _search(run: Run, recipe: Tree, _: Tree, target: Tree) -> Tree:
     asked = {name: recipe[name] for name in ("tolerance", "grid", "search")}
     levels = {"storage": target["storage"], "multiple": target["rank_multiple"]}
     if run.recipe.search.max_size_mib is not None:
-        levels["quantization"] = target["quantization"]
+        levels["stored"] = [target["format"], target["quantization"]]
     timed = {"timed": [target[name] for name in ("threads", "execution_provider", "quantization", "workload")]}
     return {**scoring_settings(run), **asked, **levels, **(timed if run.recipe.search.limits_time else {})}
 
@@ -193,7 +193,7 @@ def _vocabulary(run: Run, recipe: Tree, task: Tree, _: Tree) -> Tree:
 def _quantize(_: Run, recipe: Tree, task: Tree, target: Tree) -> Tree:
     stored = {name: target[name] for name in ("format", "quantization")}
     if target["quantization"] in ("F32", "F16"):
-        return stored
+        return {**stored, "allow_fallback": recipe["quantize"]["allow_fallback"]}
     return {**stored, **recipe["quantize"], "threads": recipe["threads"], **_asked(task)}
 
 

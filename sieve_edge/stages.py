@@ -57,6 +57,7 @@ def _search(run: Run, out: Path) -> Result:
     from sieve_edge.search.budgets import shown
     from sieve_edge.search.executor import open_workers
     from sieve_edge.search.result import why_dense
+    from sieve_edge.search.sizes import stored_sizes
     from sieve_edge.timed import table_of
 
     bank, stats = ProjectionBank(run.folder("learn")), CalibrationStats(run.folder("calibrate"))
@@ -64,7 +65,7 @@ def _search(run: Run, out: Path) -> Result:
     labels = label_ids(run.task, run.loaded.encode)
     answer_tokens = max((len(ids) for ids in labels), default=run.task.max_new_tokens)
     times = table_of(run, space, out) if run.recipe.search.limits_time else None
-    budgets = search_budgets(space, run.recipe.search, run.target.quantization, times, answer_tokens)
+    budgets = search_budgets(space, run.recipe.search, stored_sizes(run.loaded, run.target), times, answer_tokens)
     for budget in budgets:
         run.progress.say(f"  {budget.told()}: the dense model has {shown(budget.dense(space))}")
     with open_workers(run.compute, run.recipe.threads) as workers:
@@ -180,6 +181,8 @@ def _export(run: Run, out: Path) -> Result:
             out,
             advance,
         )
+    for kind, types in metrics.get("types", {}).items():
+        run.progress.say(f"  {kind}: {', '.join(f'{count} {name}' for name, count in types.items())} tensors")
     sidecar = run.checkpoint() / "sieve_edge.json"
     (out / "pruned" / "sieve_edge.json").write_bytes(sidecar.read_bytes())
     return metrics, (*fallbacks, *_other_build(run.target))
@@ -218,7 +221,8 @@ def _other_build(target: Target) -> tuple[str, ...]:
     """Name the build of llama.cpp that stands in for the stock one."""
     if target.runtime != "llama.cpp-stock":
         return ()
-    from sieve_edge.device.llama import PATCHED, runtime
+    from sieve_edge.device.llama import runtime
+    from sieve_edge.device.llama_refusals import PATCHED
 
     version = runtime().__version__
     told = f"measured in llama-cpp-python {version}, which has the patch that this file does not need"

@@ -45,12 +45,14 @@ class _Device:
     place: Place
     out: Path
     progress: Progress
+    packages: Mapping[str, str | None]
+    """Versions there: what another runtime measured is not kept."""
 
     def run(self, name: str, total: int, unit: str, **fields: Any) -> dict[str, Any]:
         """Do a worker job, or read what an interrupted validation left of it."""
         file = self.out / f"{name}.json"
         kept = read_json(file) if file.is_file() else {}
-        asked = digest([self.place.name, settings_json(self.target), fields])
+        asked = digest([self.place.name, settings_json(self.target), self.packages, fields])
         if kept.get("job") != asked:
             with self.progress.task(name, total, unit) as advance:
                 kept = {"job": asked, "result": self.place.run(fields, advance)}
@@ -99,8 +101,8 @@ def validate(
     facts = _read_facts(artifact, examiner.task)
     folders = {"dense": dense, "pruned": artifact}
     exams = {name: _exams(folder, examples, examiner, facts["ends"]) for name, folder in folders.items()}
-    device = _Device(target, place, out, progress)
     before = place.facts()
+    device = _Device(target, place, out, progress, before["packages"])
     # First, since it shows within seconds that the runtime loads the file and computes what it should.
     drift = device.run(
         "reference", 1, "comparisons", job="reference", folder=str(artifact), exact=target.quantization == "F32"

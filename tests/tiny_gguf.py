@@ -6,9 +6,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from sieve_edge.config import Target
 from sieve_edge.learn.widths import keep_inputs
 from sieve_edge.model.factored import FactoredLinear, install_
 from sieve_edge.model.matrices import find_matrices, stacked_bias, stacked_weight
+from sieve_edge.model.stored_types import plan_types
 from sieve_edge.model.widths import narrow_, width_specs
 from tests.pico import PROMPT, sentences
 
@@ -108,3 +110,17 @@ def narrow(family):
             factors = keep_inputs(weight_OI, torch.eye(spec.in_features).double(), weight_OI.T @ weight_OI, spec.unit)
             narrow_(model, spec, factors.down_RI[:rank].float(), factors.up_RO[:rank].float())
     return model
+
+
+def target(format_, quantization, **fields):
+    """A target for tiny models, with any rank."""
+    runtime = {"onnx": "onnxruntime", "gguf": "llama.cpp"}[format_]
+    storage = {"onnx": "pivoted", "gguf": "pair"}[format_]
+    known = {"name": "toy", "description": "toy", "threads": 1, "rank_multiple": 1, "rank_multiple_reason": "toy"}
+    given = {"format": format_, "runtime": runtime, "storage": storage, "quantization": quantization}
+    return Target(**known, **given, **fields, model="x", task="y")
+
+
+def types_of(model, quantization):
+    """Types that a GGUF's tensors may have, by the parameter that they are made of."""
+    return {name: entry["types"] for name, entry in plan_types(model, target("gguf", quantization)).items()}

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from sieve_edge.config import Target
-from sieve_edge.device.llama import PATCHED
+from sieve_edge.device.llama_refusals import PATCHED
 from sieve_edge.errors import SieveError
 from sieve_edge.resolve import load_target, load_task, package_file, shipped_targets
 

@@ -16,7 +16,9 @@ def inspect(path: Path) -> None:
 
     facts = inspect_path(path)
     console = Console(stderr=True, markup=False, highlight=False)
-    console.print(f"{facts['name']}: {facts['format']} {facts['architecture'] or ''}".rstrip())
+    what = f"{facts['name']}: {facts['format']} version {facts['version']} {facts['architecture'] or ''}".rstrip()
+    factored = facts["factored_version"]
+    console.print(what if factored is None else f"{what}, factored weights version {factored}")
     console.print(f"loads in: {', '.join(facts['loads_in'])}")
     sizes = Table("part", "MiB", "share")
     whole = sum(facts["parts"].values())

@@ -32,9 +32,10 @@ def write_merged(run: Any) -> dict[str, Any]:
         Folder, size in MiB and largest logit difference from the pruned model.
     """
     from sieve_edge.export import quantized_tensors
-    from sieve_edge.export.gguf_folder import write_gguf_folder
+    from sieve_edge.export.gguf_folder import GgufWeights, write_gguf_folder
     from sieve_edge.export.merged import merge_
     from sieve_edge.model.checkpoint import load_checkpoint
+    from sieve_edge.model.stored_types import plan_types
     from sieve_edge.stages import REFERENCE_PROMPTS
 
     model = load_checkpoint(run.checkpoint(), "cpu")
@@ -45,8 +46,10 @@ def write_merged(run: Any) -> dict[str, Any]:
     work, folder, pruned = run.root / "merged.part", run.root / "merged", run.folder("export") / "pruned"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    name, asked = f"{run.source.name} merged", run.target.quantization
-    metrics, changed = write_gguf_folder(model, run.tokenizer, prompts, name, asked, importance, work, lambda _: None)
+    types = {name: entry["types"] for name, entry in plan_types(model, run.target).items()}
+    weights = GgufWeights(run.target.quantization, types, importance, run.recipe.quantize.allow_fallback)
+    name = f"{run.source.name} merged"
+    metrics, changed = write_gguf_folder(model, run.tokenizer, prompts, name, weights, work, lambda _: None)
     (work / "sieve_edge.json").write_bytes((pruned / "sieve_edge.json").read_bytes())
     shutil.rmtree(folder, ignore_errors=True)
     work.replace(folder)
@@ -62,5 +65,6 @@ def write_merged(run: Any) -> dict[str, Any]:
         "folder": str(folder),
         "size_mib": sizes["merged"],
         "max_logit_difference": difference,
+        "types": metrics["types"],
         "fallbacks": changed,
     }

@@ -12,7 +12,8 @@ MAX_LOGIT_DIFFERENCE = 5e-3
 """Largest absolute difference from the reference logits, float32."""
 
 KL_FACTOR, KL_MARGIN = 2.0, 0.01
-"""How much further a quantized artifact may drift from PyTorch on the device than where it was exported; nats."""
+"""How far a quantized artifact may drift on the device from what it computed where it was exported: the divergence from
+PyTorch there, times and plus this; nats. It says nothing of how good the quantization is: the task's loss does."""
 
 FASTER = "faster"
 """The check that the pruned model answers in less time than the dense one, which no target can leave out."""
@@ -79,7 +80,9 @@ def check_name(check: Mapping[str, Any]) -> str:
 
 
 def kl_limit(artifact: Path, target: Target) -> float | None:
-    """Say how far a quantized artifact may drift from PyTorch: as far as where it was made, and a little more.
+    """Say how far from PyTorch a quantized artifact may be on the device: as far as at export, and a margin.
+
+    It catches a device that computes otherwise than the export did, and nothing that was lost before.
 
     Args:
         artifact: Exported folder.

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from sieve_edge.errors import ArtifactError, EnvironmentMissing
-from sieve_edge.model.gguf_header import StoredTensor, read_gguf_header
+from sieve_edge.model.gguf_header import FORMAT_KEY, FORMAT_VERSION, StoredTensor, read_gguf_header
+
+_DESCRIBED_IN = {"optimum (ORTModelForCausalLM)": "config.json", "onnxruntime-genai": "genai_config.json"}
+"""Runtime of ONNX folders -> the file beside the graph that it reads first."""
 
 PATCH = "docker/llama.cpp/factored-weights.patch"
 _PARTS = {
@@ -27,8 +30,9 @@ def inspect_path(path: Path) -> dict[str, Any]:
         path: File, or folder with ``model.gguf`` or ``model.onnx``.
 
     Returns:
-        JSON-compatible: ``format``, ``name``, ``architecture``, ``loads_in``, ``file_mib``, ``params``,
-        ``bits_per_weight``, ``parts`` (MiB), ``types`` (tensors of each) and ``ranks``.
+        JSON-compatible: ``format`` and its ``version``, ``factored_version`` (of factored weights in GGUF, else None),
+        ``name``, ``architecture``, ``loads_in``, ``file_mib``, ``params``, ``bits_per_weight``, ``parts`` (MiB),
+        ``types`` (tensors of each) and ``ranks``.
 
     Raises:
         ArtifactError: If it is neither.
@@ -48,10 +52,14 @@ def _inspect_gguf(path: Path) -> dict[str, Any]:
     ranks = {
         item.name.removesuffix(".fac_b.weight"): item.shape[1] for item in header.tensors if ".fac_b." in item.name
     }
+    factored = header.fields.get(FORMAT_KEY)
     loads_in = [f"llama.cpp with {PATCH} (make runtime)"] if ranks else ["llama.cpp"]
+    if factored is not None and factored > FORMAT_VERSION:
+        loads_in = [f"llama.cpp of a newer sieve-edge (this one knows {FORMAT_KEY} {FORMAT_VERSION})"]
     known = {name: header.fields.get(f"general.{name}") for name in ("name", "architecture")}
     figures = _figures(path.stat().st_size, header.tensors)
-    return {"format": "gguf", **known, "loads_in": loads_in, **figures, "ranks": ranks}
+    versions = {"format": "gguf", "version": header.version, "factored_version": factored}
+    return {**versions, **known, "loads_in": loads_in, **figures, "ranks": ranks}
 
 
 def _inspect_onnx(path: Path) -> dict[str, Any]:
@@ -59,7 +67,8 @@ def _inspect_onnx(path: Path) -> dict[str, Any]:
         import onnx
     except ImportError as error:
         raise EnvironmentMissing("the package onnx is missing; run: pip install 'sieve-edge[torch]'") from error
-    graph = onnx.load(path, load_external_data=False).graph
+    model = onnx.load(path, load_external_data=False)
+    graph = model.graph
     size = sum(file.stat().st_size for file in path.parent.glob("model.onnx*"))
     tensors = []
     quantized = _quantized(graph)
@@ -76,9 +85,21 @@ def _inspect_onnx(path: Path) -> dict[str, Any]:
         elif name.endswith(".codes"):
             shape, kind = quantized[name.removesuffix(".codes")]
         tensors.append(StoredTensor(name.removesuffix(".transposed").removesuffix(".codes"), shape, kind, length))
-    about = {"format": "onnx", "name": path.parent.name, "architecture": None}
-    loads_in = ["onnxruntime", "optimum (ORTModelForCausalLM)", "onnxruntime-genai"]
-    return {**about, "loads_in": loads_in, **_figures(size, tensors), "ranks": _onnx_ranks(tensors)}
+    versions = {"format": "onnx", "version": model.ir_version, "factored_version": None}
+    about = {**versions, "name": path.parent.name, "architecture": None, "loads_in": _onnx_runtimes(path, graph)}
+    return {**about, **_figures(size, tensors), "ranks": _onnx_ranks(tensors)}
+
+
+def _onnx_runtimes(path: Path, graph: Any) -> list[str]:
+    """List the runtimes that find what they need: the graph's inputs, and the file that describes them."""
+    own = sorted({node.op_type for node in graph.node if node.domain not in ("", "ai.onnx")})
+    found = [f"onnxruntime, with its own operators {', '.join(own)}" if own else "onnxruntime"]
+    inputs = {item.name for item in graph.input}
+    # Both run ONNX Runtime, with its own operators too, and find the cache by these names.
+    if inputs >= {"input_ids", "attention_mask", "past_key_values.0.key", "past_key_values.0.value"}:
+        for name, file in _DESCRIBED_IN.items():
+            found += [name] if (path.parent / file).is_file() else []
+    return found
 
 
 def _quantized(graph: Any) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -10,24 +10,22 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sieve_edge.device.llama_refusals import check_format, refuse
 from sieve_edge.errors import ArtifactError, EnvironmentMissing
+from sieve_edge.model.gguf_header import FORMAT_KEY
 
 GGUF = "model.gguf"
-FACTORED = b".fac_b.weight"
 MAX_SEQUENCES = 256
 """llama.cpp's own limit of sequences in one context."""
 
-PATCHED = "+factored"
-"""Part of the version of a llama-cpp-python that was built with docker/llama.cpp/factored-weights.patch."""
-
 _BATCH_TOKENS = 2048
-_HEADER_BYTES = 2**26
 _ERROR_LEVEL = 4
+_VERSION_BYTES = 32
 _FIX_MISSING = "run: make runtime, or pip install 'sieve-edge[gguf]' for files that stock llama.cpp loads"
 
 
@@ -80,7 +78,9 @@ class LlamaTextModel:
         model_params.n_gpu_layers = gpu_layers
         self._model = self._api.llama_model_load_from_file(str(file).encode(), model_params)
         if not self._model:
-            _refuse(file, self._log.text(), self._api.__version__)
+            refuse(file, self._log.text(), self._api.__version__)
+        weakref.finalize(self, self._api.llama_model_free, self._model)
+        self._check_format(file)
         self._vocab = self._api.llama_model_get_vocab(self._model)
         self._tokens_V = self._api.llama_vocab_n_tokens(self._vocab)
         params = self._api.llama_context_default_params()
@@ -98,11 +98,12 @@ class LlamaTextModel:
         self.providers = [f"{gpu_layers} layers on the GPU", "CPU"] if gpu_layers else ["CPU"]
         self._batch_tokens = params.n_batch
         self._context = self._api.llama_init_from_model(self._model, params)
-        weakref.finalize(self, _close, self._api, self._context, self._model)
         if not self._context:
             raise ArtifactError(
                 f"{file}: llama.cpp cannot make a context of {context_tokens} tokens: {self._log.text()}"
             )
+        # Finalizers run in the opposite order, so the context goes before its model.
+        weakref.finalize(self, self._api.llama_free, self._context)
         self._memory = self._api.llama_get_memory(self._context)
         self._free = set(range(sequences))
         self._left: deque[int] = deque()
@@ -168,18 +169,23 @@ class LlamaTextModel:
         return [_Past(copies.rows, view.lengths * batch)]
 
     def encode(self, text: str) -> list[int]:
-        """Tokenize as llama.cpp's users do, with the start token where the file says so.
+        """Tokenize a prompt as the model's own tokenizer does, with the start token where the file says so.
 
         Args:
-            text: Any text.
+            text: A prompt; the text of a chat's special tokens becomes these tokens.
 
         Returns:
             Token ids.
         """
         data = text.encode()
         ids = (ctypes.c_int32 * (len(data) + 8))()
-        count = self._api.llama_tokenize(self._vocab, data, len(data), ids, len(ids), True, False)
+        count = self._api.llama_tokenize(self._vocab, data, len(data), ids, len(ids), True, True)
         return list(ids[:count])
+
+    def _check_format(self, file: Path) -> None:
+        text = ctypes.create_string_buffer(_VERSION_BYTES)
+        if self._api.llama_model_meta_val_str(self._model, FORMAT_KEY.encode(), text, len(text)) > 0:
+            check_format(file, int(text.value))
 
     def _new(self, batch: int) -> _Past:
         if batch > len(self._free):
@@ -275,20 +281,3 @@ class RuntimeLog:
             The last error lines.
         """
         return "; ".join(line for line in self._lines[-3:] if line)[:400] or "no message"
-
-
-def _close(api: Any, context: Any, model: Any) -> None:
-    if context:
-        api.llama_free(context)
-    api.llama_model_free(model)
-
-
-def _refuse(file: Path, said: str, version: str) -> NoReturn:
-    with file.open("rb") as opened:
-        factored = FACTORED in opened.read(_HEADER_BYTES)
-    if factored and PATCHED not in version:
-        raise EnvironmentMissing(
-            f"{file}: holds factored matrices, which llama.cpp of llama-cpp-python {version} does not know; install "
-            "the build with docker/llama.cpp/factored-weights.patch: make runtime"
-        )
-    raise ArtifactError(f"{file}: llama.cpp cannot load it ({said})")

@@ -54,10 +54,8 @@ def export(
             from sieve_edge.export.gguf_folder import write_gguf_folder
 
             title = name if kind == "dense" else f"{name} pruned"
-            importance = quantized_tensors(quantized, kind)
-            measured, changed = write_gguf_folder(
-                model, tokenizer, prompts, title, target.quantization, importance, folder, progress
-            )
+            weights = gguf_weights(quantized, kind, target.quantization)
+            measured, changed = write_gguf_folder(model, tokenizer, prompts, title, weights, folder, progress)
             fallbacks += [f"{kind}: {tensor}" for tensor in changed]
         else:
             from sieve_edge.export.onnx_folder import write_onnx_folder
@@ -90,6 +88,26 @@ def stored_weights(quantized: Path, kind: str, quantization: str) -> Any:
     plan = read_json(quantized / "plan.json")["weights"][kind]
     names = tuple(name for name, entry in plan.items() if entry["type"] == quantization)
     return Stored(BITS.get(quantization, 16), names, quantized_tensors(quantized, kind))
+
+
+def gguf_weights(quantized: Path, kind: str, quantization: str) -> Any:
+    """Read how a GGUF file's weights are stored.
+
+    Args:
+        quantized: Artifact of quantize.
+        kind: Model of its plan.
+        quantization: The target's.
+
+    Returns:
+        A ``GgufWeights``.
+    """
+    from sieve_edge.export.gguf_folder import GgufWeights
+
+    if quantization == "F32":
+        return GgufWeights(quantization)
+    plan = read_json(quantized / "plan.json")
+    types = {name: entry["types"] for name, entry in plan["weights"][kind].items()}
+    return GgufWeights(quantization, types, quantized_tensors(quantized, kind), plan["allow_fallback"])
 
 
 def quantized_tensors(quantized: Path, kind: str) -> dict[str, Any]:

@@ -24,7 +24,8 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, vocab_size: int) -> N
     Args:
         writer: Open writer.
         tokenizer: Fast transformers tokenizer.
-        vocab_size: Rows of the embedding; those without a token are marked unused.
+        vocab_size: Rows of the embedding; those without a token are marked unused, and tokens without one are left out,
+            as the model cannot read them either.
 
     Raises:
         ModelError: If llama.cpp has no tokenizer like it.
@@ -45,18 +46,21 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, vocab_size: int) -> N
     else:
         writer.add_token_scores(_scores(texts, merges))
         writer.add_add_space_prefix(_adds_space(stored))
-    _add_special(writer, tokenizer)
+    _add_special(writer, tokenizer, vocab_size)
 
 
 def _tokens(stored: Mapping[str, Any], vocab_size: int) -> tuple[list[str], list[int]]:
     texts = [f"[PAD{index}]" for index in range(vocab_size)]
     types = [gguf.TokenType.UNUSED] * vocab_size
-    for text, index in stored["model"]["vocab"].items():
+    known = {text: index for text, index in stored["model"]["vocab"].items() if index < vocab_size}
+    for text, index in known.items():
         texts[index] = text
         types[index] = gguf.TokenType.BYTE if _is_byte(text) else gguf.TokenType.NORMAL
-    if stored["model"].get("unk_token") in stored["model"]["vocab"]:
-        types[stored["model"]["vocab"][stored["model"]["unk_token"]]] = gguf.TokenType.UNKNOWN
+    if stored["model"].get("unk_token") in known:
+        types[known[stored["model"]["unk_token"]]] = gguf.TokenType.UNKNOWN
     for added in stored["added_tokens"]:
+        if added["id"] >= vocab_size:
+            continue
         texts[added["id"]] = added["content"]
         types[added["id"]] = gguf.TokenType.CONTROL if added["special"] else gguf.TokenType.USER_DEFINED
     return texts, [int(kind) for kind in types]
@@ -103,10 +107,10 @@ def _adds_space(stored: Mapping[str, Any]) -> bool:
     return '"Prepend"' in text or '"prepend_scheme": "always"' in text or '"prepend_scheme": "first"' in text
 
 
-def _add_special(writer: gguf.GGUFWriter, tokenizer: Any) -> None:
+def _add_special(writer: gguf.GGUFWriter, tokenizer: Any, vocab_size: int) -> None:
     for name in ("bos", "eos", "unk", "pad"):
         index = getattr(tokenizer, f"{name}_token_id")
-        if index is not None:
+        if index is not None and index < vocab_size:
             getattr(writer, f"add_{name}_token_id")(index)
     ids = tokenizer.backend_tokenizer.encode("a", add_special_tokens=True).ids
     writer.add_add_bos_token(bool(ids) and ids[0] == tokenizer.bos_token_id)

@@ -1,7 +1,7 @@
-"""Quantizes a GGUF file with llama.cpp's own quantizer, and says which tensors did not take the type asked for."""
+"""Quantizes a GGUF file with llama.cpp's own quantizer, and says which type every tensor really took."""
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import gguf
@@ -20,18 +20,15 @@ FILE_TYPES = {
 }
 """Quantization of a target -> llama.cpp's name for it."""
 
-_OWN_TYPES = {
-    "F16": ("F16",),
-    "Q8_0": ("Q8_0",),
-    "Q5_K_M": ("Q5_K", "Q6_K"),
-    "Q4_K_M": ("Q4_K", "Q5_K", "Q6_K"),
-    "Q4_0": ("Q4_0", "Q6_K"),
-}
+_PLAIN = ("F32",)
+
+Types = dict[str, tuple[tuple[int, ...], str]]
+"""Tensor -> ``(shape, type)``, rows first as in torch."""
 
 
 def quantize_gguf(
     source: Path, out: Path, quantization: str, threads: int, importance: Mapping[str, Float32] | None = None
-) -> list[str]:
+) -> Types:
     """Write a quantized copy.
 
     Args:
@@ -42,8 +39,7 @@ def quantize_gguf(
         importance: Tensor -> mean square of each of its inputs, (I,).
 
     Returns:
-        For each matrix whose type is none of the quantization's own, its name and type: its rows have no whole number
-        of the quantizer's blocks.
+        The copy's tensors.
 
     Raises:
         ArtifactError: If a tensor was lost or changed its shape.
@@ -52,22 +48,34 @@ def quantize_gguf(
     before, after = (tensor_types(file) for file in (source, out))
     if {name: shape for name, (shape, _) in before.items()} != {name: shape for name, (shape, _) in after.items()}:
         raise ArtifactError(f"{out}: the quantizer lost a tensor or changed a shape; delete it and export again")
-    own = _OWN_TYPES[quantization]
+    return after
+
+
+def unplanned(types: Types, planned: Mapping[str, Sequence[str]]) -> list[str]:
+    """List the tensors whose type is not the planned one.
+
+    Args:
+        types: What ``quantize_gguf`` returned.
+        planned: Tensor -> types that it may have; one that is not named is float32.
+
+    Returns:
+        A line for each.
+    """
     return [
-        f"{name}: {kind} instead of {own[0]}, rows of {shape[-1]} numbers"
-        for name, (shape, kind) in after.items()
-        if len(shape) > 1 and kind not in own
+        f"{name}: {kind} instead of {' or '.join(planned.get(name, _PLAIN))}, rows of {shape[-1]} numbers"
+        for name, (shape, kind) in types.items()
+        if kind not in planned.get(name, _PLAIN)
     ]
 
 
-def tensor_types(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+def tensor_types(file: Path) -> Types:
     """List a GGUF's tensors.
 
     Args:
         file: GGUF file.
 
     Returns:
-        Name -> ``(shape, type)``, rows first as in torch.
+        Its tensors.
     """
     tensors = gguf.GGUFReader(file).tensors
     return {item.name: (tuple(map(int, item.shape))[::-1], item.tensor_type.name) for item in tensors}

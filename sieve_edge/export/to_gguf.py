@@ -29,13 +29,9 @@ from sieve_edge.export.gguf_metadata import (
 from sieve_edge.export.gguf_tokenizer import add_tokenizer
 from sieve_edge.files import disk_errors
 from sieve_edge.model.factored import FactoredLinear
+from sieve_edge.model.gguf_header import FORMAT_KEY, FORMAT_VERSION
 from sieve_edge.model.load import shared_copy
 from sieve_edge.model.matrices import known_architectures
-from sieve_edge.protocols import Float32
-
-FORMAT_KEY = "sieve_edge.factored.version"
-FORMAT_VERSION = 1
-"""Rises when the names or the meaning of factor tensors change."""
 
 
 def write_gguf(model: Any, tokenizer: Any, name: str, file: Path) -> int:
@@ -51,12 +47,8 @@ def write_gguf(model: Any, tokenizer: Any, name: str, file: Path) -> int:
         Number of factored matrices as llama.cpp sees them, a fused stack counting once. A family, configuration or
         tokenizer that has no place in a GGUF is a ``ModelError``.
     """
-    description = gguf_description(model.config.model_type)
-    check_config(model.config, description)
-    fields = metadata(model.config, description)
-    narrow = narrow_fields(model, description, fields)
-    if narrow:
-        description = {**description, **description["width"]}
+    check_config(model.config, gguf_description(model.config.model_type))
+    description, fields = _description(model)
     tensors = dict(gguf_tensors(model, description))
     factored = sum(tensor.endswith(".fac_b.weight") for tensor in tensors)
     with disk_errors(file):
@@ -66,7 +58,7 @@ def write_gguf(model: Any, tokenizer: Any, name: str, file: Path) -> int:
         writer.add_file_type(int(gguf.LlamaFileType.ALL_F32))
         if factored:
             writer.add_uint32(FORMAT_KEY, FORMAT_VERSION)
-        add_metadata(writer, description["architecture"], {**fields, **narrow})
+        add_metadata(writer, description["architecture"], fields)
         add_tokenizer(writer, tokenizer, model.config.vocab_size)
         for tensor, value in tensors.items():
             writer.add_tensor(tensor, np.ascontiguousarray(value.detach().float().numpy()))
@@ -122,31 +114,26 @@ def gguf_tensors(model: Any, description: Mapping[str, Any]) -> Iterator[tuple[s
         yield "rope_freqs.weight", factors
 
 
-def gguf_importance(model: Any, importance: Mapping[str, Tensor]) -> dict[str, Float32]:
-    """Name what inputs matter as llama.cpp names the weights that read them.
+def gguf_origins(model: Any) -> dict[str, str]:
+    """Say which parameter each matrix of a file is made of; its rows may be some of it, in another order.
 
     Args:
         model: transformers model, dense or with factor pairs.
-        importance: Weight's name in the model -> mean square of each of its inputs, (I,).
 
     Returns:
-        llama.cpp's name -> the same, float32.
+        llama.cpp's name -> the parameter's name in the model.
     """
-    if not importance:
-        return {}
     described = shared_copy(model)
-    for name, parameter in model.named_parameters():
-        if parameter.dim() == 2:
-            # Every row of a weight reads the same inputs, so rows may be split, joined and put in any order.
-            row_I = importance.get(name, torch.full(parameter.shape[1:], torch.nan))
-            owner, _, attribute = name.rpartition(".")
-            rows_OI = nn.Parameter(row_I.float().expand(parameter.shape), requires_grad=False)
-            setattr(described.get_submodule(owner), attribute, rows_OI)
+    parameters = [name for name, parameter in model.named_parameters() if parameter.dim() == 2]
+    for number, name in enumerate(parameters):
+        # Every number of a parameter tells which one it is, so rows may be split, joined and put in any order.
+        owner, _, attribute = name.rpartition(".")
+        marked_OI = torch.tensor(float(number)).expand(model.get_parameter(name).shape)
+        setattr(described.get_submodule(owner), attribute, nn.Parameter(marked_OI, requires_grad=False))
     if model.get_input_embeddings().weight is model.get_output_embeddings().weight:
         described.get_output_embeddings().weight = described.get_input_embeddings().weight
-    named = gguf_tensors(described, gguf_description(model.config.model_type))
-    rows = {name: tensor[0] for name, tensor in named if tensor.dim() == 2}
-    return {name: row_I.numpy() for name, row_I in rows.items() if not bool(row_I.isnan().any())}
+    named = gguf_tensors(described, _description(model)[0])
+    return {name: parameters[int(tensor[0, 0])] for name, tensor in named if tensor.dim() == 2}
 
 
 def account(file: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -161,6 +148,14 @@ def account(file: Path, tensors: Mapping[str, Tensor]) -> None:
     }
     wanted = {name: ("F32", list(tensor.shape)) for name, tensor in tensors.items()}
     check_stored(file, stored, wanted)
+
+
+def _description(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Find the architecture that takes a model's layers, and its metadata."""
+    description = gguf_description(model.config.model_type)
+    fields = metadata(model.config, description)
+    narrow = narrow_fields(model, description, fields)
+    return {**description, **(description["width"] if narrow else {})}, {**fields, **narrow}
 
 
 class _RowOrder:

@@ -8,6 +8,10 @@ from typing import Any, BinaryIO
 
 from sieve_edge.errors import ArtifactError, EnvironmentMissing
 
+FORMAT_KEY = "sieve_edge.factored.version"
+FORMAT_VERSION = 1
+"""Version of factored weights in GGUF files; rises when the names or the meaning of factor tensors change."""
+
 _MAGIC, _VERSIONS = b"GGUF", (2, 3)
 _FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """Type of a value -> its format for ``struct``."""
@@ -30,10 +34,12 @@ class GgufHeader:
     """What a file says before its weights.
 
     Attributes:
+        version: Version of GGUF.
         fields: Metadata, lists left out.
         tensors: Tensors in the order of the file.
     """
 
+    version: int
     fields: dict[str, Any]
     tensors: tuple[StoredTensor, ...]
 
@@ -66,7 +72,7 @@ def read_gguf_header(path: Path) -> GgufHeader:
             infos = [_tensor(file, gguf) for _ in range(tensors)]
     except (struct.error, UnicodeDecodeError, KeyError, ValueError) as error:
         raise ArtifactError(f"{path}: not a GGUF file, or a truncated one ({error})") from error
-    return GgufHeader({name: value for name, value in pairs if value is not None}, tuple(infos))
+    return GgufHeader(version, {name: value for name, value in pairs if value is not None}, tuple(infos))
 
 
 def _unpack(file: BinaryIO, form: str) -> Any:

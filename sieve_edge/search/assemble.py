@@ -16,11 +16,12 @@ from sieve_edge.model.statistics import CalibrationStats
 from sieve_edge.progress import Progress
 from sieve_edge.recipe import Recipe, SearchRecipe
 from sieve_edge.search.acceptance import CONFIDENCES, Acceptance, Reference
-from sieve_edge.search.budgets import Budget, check_reachable, params_budget, time_budget
+from sieve_edge.search.budgets import Budget, check_reachable, params_budget, size_budget, time_budget
 from sieve_edge.search.candidates import Candidates
 from sieve_edge.search.executor import Executor
 from sieve_edge.search.history import History
 from sieve_edge.search.scoring import ScoringData
+from sieve_edge.search.sizes import Sizes, plain_sizes
 from sieve_edge.search.space import SearchSpace, make_space
 from sieve_edge.task.divergence import with_answers
 from sieve_edge.task.exam import Answers, Exam
@@ -29,19 +30,6 @@ from sieve_edge.task.examples import Example
 from sieve_edge.task.likelihood import prefix_and_tails, shared_prefix
 from sieve_edge.task.written import is_judged, screened
 from sieve_edge.task_config import Task
-
-_Q6_K = 210 / 256
-BYTES_PER_PARAM = {
-    "F32": 4.0,
-    "F16": 2.0,
-    "int8": 36 / 32,
-    "int4": 20 / 32,
-    "Q8_0": 34 / 32,
-    "Q5_K_M": _Q6_K,
-    "Q4_K_M": _Q6_K,
-    "Q4_0": _Q6_K,
-}
-"""Bytes of one weight by the target's quantization; of mixtures the largest type, so that a size is never exceeded."""
 
 REFIT_TOKENS = 16_384
 """Tokens of refit's prompts: it holds the hidden states of all of them, of one layer at a time."""
@@ -73,7 +61,7 @@ def search_space(loaded: LoadedModel, target: Target, recipe: Recipe) -> SearchS
 def search_budgets(
     space: SearchSpace,
     recipe: SearchRecipe,
-    quantization: str = "F32",
+    sizes: Sizes | None = None,
     times: TimeTable | None = None,
     answer_tokens: int = 1,
 ) -> list[Budget]:
@@ -82,20 +70,19 @@ def search_budgets(
     Args:
         space: Search space.
         recipe: Limits.
-        quantization: The target's.
+        sizes: What weights take on the target; left out, float32.
         times: The target's time table; needed where a time is limited.
         answer_tokens: Tokens of the longest answer; the prompt gives the first.
 
     Returns:
         A budget for each limit that is set; one that no plan can meet is a ``LimitMissed``.
     """
-    mib = BYTES_PER_PARAM[quantization] / 2**20
-    wanted = (("max_params", recipe.max_params, 1.0, "parameters"), ("max_size_mib", recipe.max_size_mib, mib, "MiB"))
-    budgets = [
-        params_budget(name, space.storage, each, space.other_params * each, limit, unit)
-        for name, limit, each, unit in wanted
-        if limit is not None
-    ]
+    budgets = []
+    if recipe.max_params is not None:
+        limit = recipe.max_params
+        budgets.append(params_budget("max_params", space.storage, 1.0, space.other_params, limit, "parameters"))
+    if recipe.max_size_mib is not None:
+        budgets.append(size_budget(sizes or plain_sizes(space.storage, space.other_params), recipe.max_size_mib))
     timed = (
         ("max_time_per_answer_ms", recipe.max_time_per_answer_ms, 1, answer_tokens - 1),
         ("max_time_per_token_ms", recipe.max_time_per_token_ms, 0, 1),

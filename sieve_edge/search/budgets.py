@@ -10,6 +10,7 @@ from sieve_edge.device.times import DENSE, TimedMatrix, TimeTable
 from sieve_edge.errors import LimitMissed
 from sieve_edge.model.levels import SKIPPED, Ranks, stored_params
 from sieve_edge.model.statistics import narrow_side
+from sieve_edge.search.sizes import Sizes
 from sieve_edge.search.space import SearchSpace
 
 _SLACK = 1e-9
@@ -121,6 +122,21 @@ def params_budget(name: str, storage: str, each: float, fixed: float, limit: flo
         return stored_params(spec, rank, storage) * each
 
     return Budget(name, cost, fixed, limit, unit)
+
+
+def size_budget(sizes: Sizes, limit_mib: float) -> Budget:
+    """Limit the size of the weights.
+
+    Args:
+        sizes: What weights take on the target.
+        limit_mib: Largest size allowed.
+
+    Returns:
+        The budget.
+    """
+    return Budget(
+        "max_size_mib", lambda spec, rank: sizes.each(spec, rank) / 2**20, sizes.fixed / 2**20, limit_mib, "MiB"
+    )
 
 
 def first_exceeded(specs: Sequence[MatrixSpec], budgets: Sequence[Budget], ranks: Ranks) -> Budget | None:

@@ -10,24 +10,26 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from sieve_edge.device import llama
+from sieve_edge.device.inspect import inspect_path
 from sieve_edge.device.llama import GGUF, LlamaTextModel, runtime
+from sieve_edge.device.llama_refusals import refuse
 from sieve_edge.device.reference import DRIFT, REFERENCE, drift
 from sieve_edge.errors import ArtifactError, EnvironmentMissing, ModelError
 from sieve_edge.export import to_gguf
-from sieve_edge.export.gguf_folder import write_gguf_folder
+from sieve_edge.export.gguf_folder import TYPES, GgufWeights, write_gguf_folder
 from sieve_edge.export.gguf_metadata import check_config, gguf_description, metadata
 from sieve_edge.export.gguf_tokenizer import add_tokenizer
 from sieve_edge.export.merged import merge_
-from sieve_edge.export.quantize_gguf import quantize_gguf, tensor_types
-from sieve_edge.export.to_gguf import FORMAT_KEY, account, gguf_tensors, write_gguf
+from sieve_edge.export.quantize_gguf import tensor_types
+from sieve_edge.export.to_gguf import account, gguf_tensors, write_gguf
 from sieve_edge.files import read_json
 from sieve_edge.model.factored import FactoredLinear, StackPart
 from sieve_edge.model.flat import TorchTextModel
+from sieve_edge.model.gguf_header import FORMAT_KEY
 from sieve_edge.model.matrices import known_architectures
 from sieve_edge.task.likelihood import label_log_likelihoods
 from tests.pico import PROMPT
-from tests.tiny_gguf import TEXTS, TOKENIZER, factor, make_model, narrow, train_pieces
+from tests.tiny_gguf import TEXTS, TOKENIZER, factor, make_model, narrow, types_of
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: make runtime")
 
@@ -155,35 +157,19 @@ def test_sequences_are_given_back(written):
         model.forward(np.full((300, 1), 7), np.ones((300, 1)), np.zeros((300, 1)), [], 1)
 
 
-@pytest.mark.parametrize("tokenizer", [TOKENIZER, train_pieces()], ids=["bytes", "pieces"])
-def test_llama_cpp_splits_text_into_the_same_tokens(tokenizer, tmp_path):
-    model = make_model("llama", vocab_size=len(tokenizer))
-    write_gguf(model, tokenizer, "tokens", tmp_path / "tokens.gguf")
-    loaded = LlamaTextModel(tmp_path / "tokens.gguf", 1, 64)
-    for text in (*TEXTS, "Zebra 1999, naïve façade!", "日本語", "tabs\tand\nlines", "  two  spaces "):
-        assert loaded.encode(text) == tokenizer.encode(text)
-
-
 def test_a_folder_is_checked_and_quantized(tmp_path):
     pairs, _ = factor(make_model("llama"), "llama")
     steps = []
-    metrics, fallbacks = write_gguf_folder(pairs, TOKENIZER, TEXTS[:2], "toy", "Q8_0", {}, tmp_path, steps.append)
+    weights = GgufWeights("Q8_0", types_of(pairs, "Q8_0"))
+    metrics, fallbacks = write_gguf_folder(pairs, TOKENIZER, TEXTS[:2], "toy", weights, tmp_path, steps.append)
     assert (steps, fallbacks) == ([1, 1, 1], [])
     assert metrics["max_logit_difference"] < 1e-4
-    assert sorted(path.name for path in tmp_path.iterdir()) == [DRIFT, GGUF, REFERENCE, "tokenizer.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [DRIFT, GGUF, REFERENCE, "tokenizer.json", TYPES]
     assert {kind for shape, kind in tensor_types(tmp_path / GGUF).values() if len(shape) > 1} == {"Q8_0"}
     assert 0.0 < metrics["quantized"]["kl"] < 0.01
     assert read_json(tmp_path / DRIFT) == metrics["quantized"]
     again = drift(LlamaTextModel(tmp_path / GGUF, 1, 256), tmp_path / REFERENCE)
     assert again.kl == pytest.approx(metrics["quantized"]["kl"], rel=0.2)
-
-
-def test_tensors_that_take_another_type_are_named(tmp_path):
-    pairs, _ = factor(make_model("llama"), "llama", rank=24)
-    write_gguf(pairs, TOKENIZER, "odd", tmp_path / "odd.gguf")
-    named = quantize_gguf(tmp_path / "odd.gguf", tmp_path / "q8.gguf", "Q8_0", 1)
-    assert "blk.0.attn_qkv.fac_b.weight: F16 instead of Q8_0, rows of 24 numbers" in named
-    assert all("fac_b" in line for line in named)
 
 
 def test_what_a_file_cannot_hold_is_refused(tmp_path):
@@ -269,11 +255,29 @@ def test_a_lost_tensor_is_named(written):
 def test_a_runtime_without_the_patch_is_named(written, tmp_path):
     _, folder, _, _ = written
     with pytest.raises(EnvironmentMissing, match=r"llama-cpp-python 0\.3\.36 does not know.*make runtime"):
-        llama._refuse(folder / "pairs.gguf", "missing tensor", "0.3.36")
+        refuse(folder / "pairs.gguf", "missing tensor", "0.3.36")
     with pytest.raises(ArtifactError, match="cannot load it"):
-        llama._refuse(folder / "merged.gguf", "truncated", "0.3.36")
+        refuse(folder / "merged.gguf", "truncated", "0.3.36")
     (tmp_path / GGUF).write_bytes((folder / "pairs.gguf").read_bytes()[:5000])
     with pytest.raises(ArtifactError, match=r"llama\.cpp cannot load it"):
         LlamaTextModel(tmp_path / GGUF, 1, 64)
     with pytest.raises(ArtifactError, match="missing; run the export again"):
         LlamaTextModel(tmp_path / "none.gguf", 1, 64)
+
+
+def test_factored_weights_of_a_newer_format_are_refused(written, tmp_path, monkeypatch):
+    _, folder, pairs, _ = written
+    assert inspect_path(folder / "pairs.gguf")["factored_version"] == 1
+    monkeypatch.setattr(to_gguf, "FORMAT_VERSION", 2)
+    newer = tmp_path / "newer.gguf"
+    write_gguf(pairs, TOKENIZER, "newer", newer)
+    told = r"newer\.gguf: sieve_edge\.factored\.version is 2, known is 1; install a newer sieve-edge"
+    with pytest.raises(ArtifactError, match=told):
+        LlamaTextModel(newer, 1, 64)
+    facts = inspect_path(newer)
+    assert (facts["version"], facts["factored_version"]) == (3, 2)
+    assert facts["loads_in"] == ["llama.cpp of a newer sieve-edge (this one knows sieve_edge.factored.version 1)"]
+    # The format may be why a file cannot be loaded at all.
+    newer.write_bytes(newer.read_bytes()[:50000])
+    with pytest.raises(ArtifactError, match=told):
+        LlamaTextModel(newer, 1, 64)

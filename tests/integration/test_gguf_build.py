@@ -62,6 +62,10 @@ def test_a_build_ends_in_a_file_that_llama_cpp_scored_and_timed(built):
     assert result["timing"]["pruned"]["tokens_per_s"] > 0.0
     metrics = read_manifest(folder / "export").metrics
     assert metrics["max_logit_difference"]["pruned"] < 1e-3
+    for name, types in metrics["types"].items():
+        assert set(types) == {"F16", "F32"}
+        first, second = sorted(types, key=types.__getitem__, reverse=True)
+        assert f"  {name}: {types[first]} {first}, {types[second]} {second} tensors" in done.stderr
     assert metrics["factored"]["pruned"] > 0
     assert metrics["factored"]["dense"] == 0
     check_page((folder / "report.html").read_text(encoding="utf-8"))
@@ -92,6 +96,7 @@ def test_what_a_gguf_target_cannot_have_is_refused_before_anything_expensive(bui
     assert done.returncode == 3
     assert "search.allow_skip" in done.stderr
     assert "there is no time table for storage pair and Q4_K_M weights of format gguf" in done.stderr
+    assert "rank_multiple: 2 of target toy-gguf, must be a multiple of 256 for quantization Q4_K_M" in done.stderr
     target = known | {"storage": "pivoted", "runtime": "onnxruntime"}
     (tmp_path / "bad.yaml").write_text(json.dumps(target), encoding="utf-8")
     done = command("build", "--target", tmp_path / "bad.yaml")

@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from sieve_edge.config import BITS, Target
+from sieve_edge.config import BITS
 from sieve_edge.device.inspect import inspect_path
 from sieve_edge.device.ort import OrtTextModel
 from sieve_edge.device.reference import DRIFT
 from sieve_edge.errors import ConfigError
 from sieve_edge.export import export
+from sieve_edge.export.gguf_folder import TYPES
+from sieve_edge.export.to_gguf import gguf_origins
 from sieve_edge.files import read_json
 from sieve_edge.model.blocks import Blocks, restore
 from sieve_edge.model.flat import TorchTextModel
@@ -22,18 +24,10 @@ from sieve_edge.progress import Progress
 from sieve_edge.quantize import quantize
 from sieve_edge.recipe import QuantizeRecipe
 from sieve_edge.resolve import load_target
-from tests.tiny_gguf import TEXTS, TOKENIZER, factor, make_model
+from tests.tiny_gguf import TEXTS, TOKENIZER, factor, make_model, target
 
 PROMPTS = [TOKENIZER.encode(text) for text in TEXTS]
 TOKENIZERS, SEEN = dict.fromkeys(("dense", "pruned"), TOKENIZER), dict.fromkeys(("dense", "pruned"), PROMPTS)
-
-
-def target(format_, quantization, **fields):
-    runtime = {"onnx": "onnxruntime", "gguf": "llama.cpp"}[format_]
-    storage = {"onnx": "pivoted", "gguf": "pair"}[format_]
-    known = {"name": "toy", "description": "toy", "threads": 1, "rank_multiple": 1, "rank_multiple_reason": "toy"}
-    given = {"format": format_, "runtime": runtime, "storage": storage, "quantization": quantization}
-    return Target(**known, **given, **fields, model="x", task="y")
 
 
 def run(model, sieved, wanted, out, **recipe):
@@ -92,6 +86,8 @@ def test_onnx_blocks_are_computed_as_what_they_stand_for(quantization, tied, tmp
         assert exported["max_logit_difference"][kind] < 1e-3
         facts = inspect_path(folder)
         assert facts["params"] == count_params(source)
+        operators = "onnxruntime, with its own operators GatherBlockQuantized, MatMulNBits"
+        assert facts["loads_in"] == [operators, "optimum (ORTModelForCausalLM)", "onnxruntime-genai"]
         # Rows of the pruned model's second factors, 24 numbers, are padded to 32.
         limit = bits + 2.0 if kind == "dense" else bits + 3.0
         assert bits <= facts["bits_per_weight"] < limit
@@ -172,16 +168,24 @@ def test_weights_that_do_not_fit_are_named_and_refused(tmp_path):
 
 def test_llama_cpp_heeds_what_matters(tmp_path):
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: make runtime")
-    from sieve_edge.export.to_gguf import gguf_importance
-
     model = make_model("llama", hidden_size=256, intermediate_size=512)
     wanted = target("gguf", "Q4_0")
-    _, _, with_importance, _ = run(model, model, wanted, tmp_path)
+    metrics, _, with_importance, changed = run(model, model, wanted, tmp_path)
+    assert changed == []
+    assert metrics["rules"]["dense"] == [
+        "lm_head.weight: Q6_K, not Q4_0, by llama.cpp's own rule for the head, which has rows of 256"
+    ]
+    entry = read_json(tmp_path / "plan" / "plan.json")["weights"]["dense"]["lm_head.weight"]
+    assert (entry["type"], entry["types"]) == ("Q6_K", ["Q6_K"])
+    assert with_importance["types"]["dense"] == {"F32": 5, "Q4_0": 15, "Q6_K": 1}
+    types = read_json(tmp_path / "export" / "dense" / TYPES)
+    assert (types["output.weight"], types["token_embd.weight"], types["output_norm.weight"]) == ("Q6_K", "Q4_0", "F32")
     from safetensors.torch import load_file
 
-    named = gguf_importance(model, load_file(tmp_path / "plan" / "dense.safetensors"))
-    assert set(named) >= {"blk.0.attn_q.weight", "blk.1.ffn_down.weight", "output.weight"}
-    assert named["blk.0.attn_q.weight"].shape == (256,)
+    importance = load_file(tmp_path / "plan" / "dense.safetensors")
+    origins = gguf_origins(model)
+    assert set(origins) >= {"blk.0.attn_q.weight", "blk.1.ffn_down.weight", "output.weight"}
+    assert importance[origins["blk.0.attn_q.weight"]].shape == (256,)
     (tmp_path / "plan" / "dense.safetensors").unlink()
     (tmp_path / "export").rename(tmp_path / "other")
     models = dict.fromkeys(TOKENIZERS, model)

@@ -123,6 +123,27 @@ def test_a_killed_validation_goes_on_where_it_was(folders, tmp_path, monkeypatch
     assert len(jobs) == 17
 
 
+def test_what_another_runtime_measured_is_not_kept(folders, tmp_path, monkeypatch):
+    jobs = []
+
+    def counted(job, progress=None):
+        jobs.append(job["job"])
+        return run_worker(job, progress)
+
+    monkeypatch.setattr(place, "run_worker", counted)
+    run_validate(folders, tmp_path / "out")
+    before = len(jobs)
+    known = place.facts
+
+    def patched(packages):
+        found = known(packages)
+        return {**found, "packages": {**found["packages"], "onnxruntime": "0.0+patched"}}
+
+    monkeypatch.setattr(place, "facts", patched)
+    run_validate(folders, tmp_path / "out")
+    assert len(jobs) == 2 * before
+
+
 def test_checks_follow_the_limits():
     timing = {"time_per_answer_ms": 10.0, "time_to_first_token_ms": 9.0, "time_per_token_p95_ms": 3.0}
     result = {

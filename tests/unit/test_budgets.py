@@ -63,7 +63,7 @@ def uniform(space, factor):
 
 
 def every_budget(space, answer_tokens=3, **limits):
-    return search_budgets(space, SearchRecipe(**limits), "F32", toy_table(space), answer_tokens)
+    return search_budgets(space, SearchRecipe(**limits), None, toy_table(space), answer_tokens)
 
 
 def test_no_limit_is_no_budget():

@@ -192,6 +192,26 @@ def test_a_format_that_cannot_hold_skipped_blocks_is_refused(
     assert "not a directory" in CliRunner().invoke(cli, ["search", *options]).stderr
 
 
+@pytest.mark.parametrize(("quantization", "rows"), [("Q8_0", 32), ("Q4_0", 32), ("Q4_K_M", 256), ("Q5_K_M", 256)])
+def test_ranks_that_a_quantization_cannot_store_are_refused(quantization: str, rows: int) -> None:
+    shipped = load_target("x86-gguf")
+    wrong = shipped.model_copy(update={"quantization": quantization, "rank_multiple": rows // 2})
+    with pytest.raises(ConfigError) as caught:
+        check_build(wrong, Recipe())
+    assert str(caught.value) == (
+        f"--set: rank_multiple: {rows // 2} of target x86-gguf, must be a multiple of {rows} for quantization "
+        f"{quantization}, whose rows are stored in blocks of that; set rank_multiple: {rows}, choose another "
+        "quantization, or --set quantize.allow_fallback=true"
+    )
+    check_build(wrong, load_recipe(("quantize.allow_fallback=true",)))
+    check_build(wrong.model_copy(update={"rank_multiple": 2 * rows}), Recipe())
+
+
+@pytest.mark.parametrize("name", shipped_targets())
+def test_shipped_targets_can_be_built(name: str) -> None:
+    check_build(load_target(name), Recipe())
+
+
 def test_settings_as_plain_json() -> None:
     assert settings_json(Recipe())["grid"][0] == 1.0
     assert Recipe.model_validate(settings_json(Recipe())) == Recipe()

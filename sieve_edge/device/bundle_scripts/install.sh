@@ -17,7 +17,8 @@ if [ "$runtime" = llama.cpp ]; then
     # No package index has it: what pip installs does not load the file.
     found=$(PYTHONPATH=runner "$python" -B -c '
 import sieve_edge.device.worker
-from sieve_edge.device.llama import PATCHED, runtime
+from sieve_edge.device.llama import runtime
+from sieve_edge.device.llama_refusals import PATCHED
 version = runtime().__version__
 print("it" if PATCHED in version else f"llama-cpp-python {version}, which does not load it")' 2>&1 | tail -n 1)
     if [ "$found" != it ]; then

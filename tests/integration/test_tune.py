@@ -9,12 +9,14 @@ import yaml
 from safetensors.torch import load_file
 
 from sieve_edge.artifacts import read_manifest
+from sieve_edge.errors import CalibrationError
 from sieve_edge.model.balance import balance_, restore_
 from sieve_edge.model.checkpoint import load_checkpoint
 from sieve_edge.model.factored import FactoredLinear
 from sieve_edge.model.matrices import count_params
 from sieve_edge.progress import Progress
 from sieve_edge.tune import keeps
+from sieve_edge.tune.arithmetic import has_bfloat16
 from sieve_edge.tune.batches import (
     answer_logits,
     answer_loss,
@@ -58,7 +60,13 @@ def test_lora_lowers_the_loss_and_leaves_shapes_alone(tuned):
     metrics = read_manifest(folder / "tune").metrics
     looks = metrics["training"]["looks"]
     assert min(look[2] for look in looks) < looks[0][2]
-    assert set(metrics["scores"]) == {"untuned", "tuned", "dense_tuned"}
+    assert set(metrics["scores"]) == {"dense", "untuned", "tuned", "dense_tuned"}
+    assert all(set(scored) == {"selection", "test", "transfer"} for scored in metrics["scores"].values())
+    # The dense model here and the one that calibrate scored are the same.
+    assert metrics["scores"]["dense"]["selection"] == pytest.approx(
+        read_manifest(folder / "calibrate").metrics["dense_selection"]["corrected"]
+    )
+    assert metrics["dtype"] == "float32"
     assert metrics["kept"] == "tuned", done.stderr
     before, after = (load_checkpoint(folder / name, "cpu") for name in ("fuse", "tune"))
     assert count_params(before) == count_params(after)
@@ -100,7 +108,7 @@ def test_the_factors_themselves_can_be_trained_towards_the_dense_model(tuned, se
     done = command("tune", *words, *more)
     assert done.returncode == 0, done.stderr
     metrics = read_manifest(folder / "tune").metrics
-    assert set(metrics["scores"]) == {"untuned", "tuned"}
+    assert set(metrics["scores"]) == {"dense", "untuned", "tuned"}
     assert metrics["training"]["trained_params"] > 0
 
 
@@ -130,11 +138,14 @@ def test_what_loses_on_another_source_is_not_kept(after, best_step, keep, kept):
 
 
 def test_transposed_weights_are_tuned_too(pico, toy_target, tmp_path):
-    settings = options("tune.method=lora", "tune.epochs=1", "tune.compare_dense=true")
+    settings = options("tune.method=lora", "tune.epochs=1", "tune.compare_dense=true", "tune.dtype=auto")
     words = ("--target", toy_target, "--model", pico("gpt2"), "--run-dir", tmp_path / "run", *settings)
     done = command("tune", *words)
     assert done.returncode == 0, done.stderr
-    assert "dense_tuned" in read_manifest(tmp_path / "run" / "tune").metrics["scores"]
+    metrics = read_manifest(tmp_path / "run" / "tune").metrics
+    assert "dense_tuned" in metrics["scores"]
+    assert metrics["dtype"] == ("bfloat16" if has_bfloat16("cpu") else "float32")
+    assert np.isfinite([look[2] for look in metrics["training"]["looks"]]).all()
 
 
 def problem():
@@ -205,6 +216,19 @@ def test_a_matrix_that_no_pivots_fit_stays_a_pair_and_says_so():
     assert module.storage == "pair"
 
 
+def test_a_direction_that_was_lost_leaves_numbers():
+    torch.manual_seed(3)
+    module = FactoredLinear(8, (8,), 3)
+    with torch.no_grad():
+        torch.nn.init.normal_(module.down.weight)
+        torch.nn.init.normal_(module.up.weight)
+        module.up.weight[:, 1] = 0.0
+    model, hidden = torch.nn.Sequential(module), torch.randn(5, 8)
+    expected = module.multiply(hidden)
+    assert restore_(model, {"0": "pair"}) == []
+    torch.testing.assert_close(module.multiply(hidden), expected)
+
+
 def test_being_too_sure_does_not_stop_training():
     labels = np.asarray([0, 1] * 50)
     scores = np.random.default_rng(0).normal(0.0, 1.0, (100, 2)) + np.eye(2)[labels]
@@ -216,6 +240,26 @@ def test_being_too_sure_does_not_stop_training():
 
 class Killed(BaseException):
     pass
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_model_that_overflows_is_refused_in_one_line(tmp_path, loss):
+    trained = {"weight": torch.nn.Parameter(torch.ones(2))}
+    with pytest.raises(CalibrationError, match=r"the selection split is (nan|inf) before the first step"):
+        train(trained, lambda _: 0.0, lambda: loss, Schedule(2, 0.01, 1, 1), tmp_path / STATE, Progress())
+
+
+def test_training_that_runs_into_numbers_that_are_none_goes_back_to_the_best(tmp_path):
+    trained = {"weight": torch.nn.Parameter(torch.ones(2))}
+    losses = iter([1.0, *[float("nan")] * 4])
+
+    def descend(_):
+        trained["weight"].grad = torch.full((2,), float("nan"))
+        return float("nan")
+
+    log = train(trained, descend, lambda: next(losses), Schedule(4, 0.01, 1, 9), tmp_path / STATE, Progress("json"))
+    assert (log.best, log.best_step) == (1.0, 0)
+    assert trained["weight"].tolist() == [1.0, 1.0]
 
 
 def run(state, stop=None):

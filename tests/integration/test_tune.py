@@ -1,6 +1,8 @@
 """Tuning: adapters end in the weights, an interrupted run ends as another, and what does not hold is not kept."""
 
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from safetensors.torch import load_file
 
 from sieve_edge.artifacts import read_manifest
 from sieve_edge.errors import CalibrationError
+from sieve_edge.files import read_json, write_json
 from sieve_edge.model.balance import balance_, restore_
 from sieve_edge.model.checkpoint import load_checkpoint
 from sieve_edge.model.factored import FactoredLinear
@@ -27,6 +30,7 @@ from sieve_edge.tune.batches import (
 )
 from sieve_edge.tune.training import STATE, Schedule, train
 from tests.command import command
+from tests.markup import check_page
 from tests.tiny_gguf import TEXTS, TOKENIZER, make_model
 
 QUICK = (
@@ -80,12 +84,55 @@ def test_lora_lowers_the_loss_and_leaves_shapes_alone(tuned):
     assert sidecars[1]["selection"]["pruned"] == metrics["scores"]["tuned"]["selection"]
 
 
-def test_the_tuned_factors_are_what_is_exported(tuned):
+@pytest.fixture(scope="module")
+def built(tuned):
+    """Folder of the same build, done to its end; tests below tune it in other ways."""
     folder, words, _ = tuned
-    done = command("export", *words)
+    done = command("build", *words)
+    assert done.returncode in (0, 4), done.stderr
+    return folder
+
+
+def test_the_tuned_factors_are_what_is_exported(built):
+    exported = (built / "export" / "pruned" / "sieve_edge.json").read_bytes()
+    assert exported == (built / "tune" / "sieve_edge.json").read_bytes()
+
+
+def test_the_report_gives_the_losses_against_both_dense_models(built):
+    scores = read_manifest(built / "tune").metrics["scores"]
+    expected = {
+        of: {split: 1.0 - scores["tuned"][split] / scores[of][split] for split in ("test", "transfer")}
+        for of in ("dense", "dense_tuned")
+    }
+    told = read_json(built / "result.json")["tune"]
+    for of, losses in expected.items():
+        assert told["loss_against"][of] == pytest.approx(losses)
+    page = check_page((built / "report.html").read_text(encoding="utf-8"))
+    texts = [page.of("main")[0].text, (built / "report.md").read_text(encoding="utf-8")]
+    for text in texts:
+        assert "dense + same LoRA" in text
+        assert "loss against dense + same LoRA" in text
+        for losses in expected.values():
+            assert f"test {losses['test']:.2%}, transfer {losses['transfer']:.2%}" in text
+    rows = [line.split(" | ") for line in texts[1].splitlines() if line.startswith("| dense |")]
+    assert rows[0][1:4] == [f"{scores['dense'][split]:.3f}" for split in ("selection", "test", "transfer")]
+
+
+def test_tuning_that_does_not_hold_is_warned_of_in_red(built, tmp_path):
+    told = read_json(built / "result.json")
+    assert told["tune"]["transfer_holds"]
+    assert 'class="warning">Tuning loses' not in (built / "report.html").read_text(encoding="utf-8")
+    copied = shutil.copytree(built, tmp_path / "copy")
+    told["tune"] |= {"transfer_holds": False, "transfer_lost": 0.4}
+    write_json(copied / "result.json", told)
+    done = command("report", copied, "--markdown", "--out", tmp_path / "page.html")
     assert done.returncode == 0, done.stderr
-    exported = (folder / "export" / "pruned" / "sieve_edge.json").read_bytes()
-    assert exported == (folder / "tune" / "sieve_edge.json").read_bytes()
+    warning = "Tuning loses 40.00% on the transfer set, more than the tolerance."
+    assert f'<span style="color: red">**{warning}**</span>' in done.stdout
+    page = check_page((tmp_path / "page.html").read_text(encoding="utf-8"))
+    [shown] = [item for item in page.of("p") if item.text == warning]
+    assert shown.attributes["class"] == "warning"
+    assert re.search(r"\.warning \{ color: var\(--bad\)", page.of("style")[0].text)
 
 
 def test_further_examples_are_trained_on_and_make_only_tune_run_again(tuned, toy_task, tmp_path):

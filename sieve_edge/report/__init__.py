@@ -9,6 +9,9 @@ from sieve_edge.files import read_json, write_json
 from sieve_edge.report.markdown import write_report
 from sieve_edge.report.tuned import loss_against
 
+VOCABULARY = ("tokens", "changed", "scores", "lost")
+"""What a result tells of a smaller vocabulary."""
+
 
 def finish(root: Path, manifests: Mapping[str, Manifest], command: str, source: Mapping[str, Any]) -> dict[str, Any]:
     """Put together what a build ends with: the result and the pages, in the run's folder.
@@ -36,6 +39,9 @@ def finish(root: Path, manifests: Mapping[str, Manifest], command: str, source: 
         told = ("method", "loss", "kept", "scores", "transfer_lost", "transfer_holds", "dtype")
         result["tune"] = {name: tuned[name] for name in told if name in tuned}
         result["tune"]["loss_against"] = loss_against(result["tune"])
+    trimmed = manifests["vocabulary"].metrics
+    if trimmed["keep"] != "all":
+        result["vocabulary"] = {name: value for name, value in trimmed.items() if name in VOCABULARY}
     result["artifact"] = str(root / "export" / "pruned")
     result["command"] = command
     result["source"] = {**source, "sha256": manifests["calibrate"].inputs["model"]}

@@ -16,9 +16,11 @@ FORMATS = {
 }
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return make_pico("llama", tmp_path_factory.mktemp("model") / "llama", seed=3, tokens=make_bpe_tokenizer(OTHER))
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def model(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "llama"
+    fields = {"tie_word_embeddings": request.param}
+    return make_pico("llama", folder, seed=3, tokens=make_bpe_tokenizer(OTHER), **fields)
 
 
 @pytest.mark.parametrize("format_", FORMATS)
@@ -43,7 +45,10 @@ def test_the_pruned_model_has_fewer_tokens_and_does_the_task(format_, model, toy
     config = read_json(tmp_path / "run" / "vocabulary" / "config.json")["base"]
     assert config["vocab_size"] == metrics["tokens"]["after"]
     facts = [last_json(command("inspect", tmp_path / "run" / "export" / kind)) for kind in ("dense", "pruned")]
-    assert facts[1]["parts"]["embedding"] < facts[0]["parts"]["embedding"]
+    parts = [{part: size for part, size in of["parts"].items() if part in ("embedding", "head")} for of in facts]
+    assert ("head" in parts[0]) == (not read_json(model / "config.json")["tie_word_embeddings"])
+    assert parts[0].keys() == parts[1].keys()
+    assert all(parts[1][part] < parts[0][part] for part in parts[0])
     checks = {check["name"]: check["passed"] for check in result["checks"]}
     assert checks["kl_from_pytorch"], result["checks"]
     assert result["accuracy"]["pruned"]["test"]["corrected"] > 0.6

@@ -60,7 +60,10 @@ def quantize(
     plans = {kind: plan_types(model, target) for kind, model in models.items()}
     fallbacks = [f"{kind}: {line}" for kind, plan in plans.items() for line in misfits(plan)]
     refuse_misfits(fallbacks, target, recipe)
+    for line in misfit_table(plans, target):
+        progress.warn(f"  {line}")
     errors: dict[str, float] = {}
+    measured: dict[str, dict[str, float]] = {}
     for kind, model in models.items():
         wanted = [name for name, entry in plans[kind].items() if entry["type"] == target.quantization]
         if target.quantization in BITS:
@@ -73,12 +76,16 @@ def quantize(
             tensors, lost = _blocks(model, wanted, grams, BITS[target.quantization], progress)
             plans[kind] = {name: {**entry, **lost.get(name, {})} for name, entry in plans[kind].items()}
             errors[kind] = sum(entry["error"] for entry in lost.values()) / len(lost)
+            measured[kind] = _mean_by_method(lost)
+            told = ", ".join(f"{method} {error:.2e}" for method, error in measured[kind].items())
+            progress.say(f"  mean error of the {kind} model's weights by method: {told}")
             write_tensors(out / f"{kind}.safetensors", tensors)
         elif target.quantization in WITH_IMPORTANCE:
             squares = _gather(model, _readers(model), prompts[kind], _add_squares, kind, progress)
             write_tensors(out / f"{kind}.safetensors", {name: value.float() for name, value in squares.items()})
     write_json(out / PLAN, {"quantization": target.quantization, "weights": plans})
-    return {"quantization": target.quantization, "mean_error": errors}, tuple(fallbacks)
+    found = {"mean_error": errors, "mean_error_by_method": measured}
+    return {"quantization": target.quantization, **found}, tuple(fallbacks)
 
 
 def plan_types(model: Any, target: Target) -> dict[str, dict[str, Any]]:
@@ -124,6 +131,30 @@ def misfits(plan: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [f"{name}: {entry['why']}" for name, entry in plan.items() if "why" in entry]
 
 
+def misfit_table(plans: Mapping[str, Mapping[str, Mapping[str, Any]]], target: Target) -> list[str]:
+    """Write the weights that cannot have the target's type as a table, to be read before anything is written.
+
+    Args:
+        plans: Model -> plan, as from ``plan_types``.
+        target: Quantization.
+
+    Returns:
+        Lines, the first a title; none where every weight fits.
+    """
+    rows = [
+        (kind, name, "x".join(map(str, entry["shape"])), entry["type"], entry["why"])
+        for kind, plan in plans.items()
+        for name, entry in plan.items()
+        if "why" in entry
+    ]
+    if not rows:
+        return []
+    table = [("model", "weight", "shape", "type", "why"), *rows]
+    widths = [max(len(row[column]) for row in table) for column in range(4)]
+    lines = ["  ".join([*map(str.ljust, row, widths), row[-1]]) for row in table]
+    return [f"{len(rows)} weights cannot have the type {target.quantization}, which the recipe allows:", *lines]
+
+
 def refuse_misfits(lines: Sequence[str], target: Target, recipe: QuantizeRecipe) -> None:
     """Refuse weights that do not fit, unless the recipe allows it.
 
@@ -161,17 +192,25 @@ def _blocks(
     with progress.task("quantize", len(names), "weights") as advance:
         for name in names:
             weight_OI, gram_II = parameters[name].detach(), grams.get(name)
-            rounded = round_nearest(weight_OI, bits)
-            blocks, method, error = rounded, "nearest", _error(weight_OI, rounded, gram_II)
+            rounded = {"nearest": round_nearest(weight_OI, bits)}
             if gram_II is not None:
-                calibrated = round_with_gram(weight_OI, gram_II, bits)
-                calibrated_error = _error(weight_OI, calibrated, gram_II)
-                if calibrated_error < error:
-                    blocks, method, error = calibrated, "gptq", calibrated_error
+                rounded["gptq"] = round_with_gram(weight_OI, gram_II, bits)
+            errors = {method: _error(weight_OI, blocks, gram_II) for method, blocks in rounded.items()}
+            # Of two that are equal the plain one, which comes first.
+            method = min(errors, key=lambda each: errors[each])
+            blocks = rounded[method]
             tensors |= {f"{name}.codes": pack(blocks), f"{name}.scales": blocks.scales_OB}
-            lost[name] = {"method": method, "error": error}
+            lost[name] = {"method": method, "error": errors[method], "errors": errors}
             advance(1)
     return tensors, lost
+
+
+def _mean_by_method(lost: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Average each way of rounding over the weights that every way was tried on, so that they can be compared."""
+    tried = [entry["errors"] for entry in lost.values()]
+    most = max(map(len, tried))
+    compared = [errors for errors in tried if len(errors) == most]
+    return {method: sum(errors[method] for errors in compared) / len(compared) for method in compared[0]}
 
 
 def _error(weight_OI: Tensor, blocks: Blocks, gram_II: Tensor | None) -> float:

@@ -38,7 +38,15 @@ def steps(record: RunRecord) -> list[Step]:
     Returns:
         Steps in order.
     """
-    return [_dense(record), _search(record), _fuse(record), *_tune(record), *_vocabulary(record), *_device(record)]
+    return [
+        _dense(record),
+        _search(record),
+        _fuse(record),
+        *_tune(record),
+        *_vocabulary(record),
+        *_quantize(record),
+        *_device(record),
+    ]
 
 
 def steps_table(done: list[Step]) -> Table:
@@ -118,6 +126,15 @@ def _recoded(trimmed: Mapping[str, Any]) -> str:
             often += f", accuracy {now:.3f} in place of {whole:.3f}"
         told.append(often)
     return "; ".join(told)
+
+
+def _quantize(record: RunRecord) -> list[Step]:
+    quantized = record.manifests["quantize"].metrics
+    errors = quantized.get("mean_error_by_method", {}).get("pruned")
+    if errors is None:
+        return []
+    told = ", ".join(f"{error:.1e} by {method}" for method, error in errors.items())
+    return [Step("quantize", f"{quantized['quantization']}: relative squared error of a weight's outputs {told}")]
 
 
 def _device(record: RunRecord) -> list[Step]:

@@ -72,17 +72,15 @@ def tune(
     """
     wanted, sidecar = recipe.tune, read_json(checkpoint / "sieve_edge.json")
     scorer = Scorer(loaded, examiner, splits, recipe, progress)
-    known = (sidecar["selection"]["dense"], sidecar["prior"]["dense"])
-    scores = {"dense": scorer.scores(loaded.model, "dense", known)[0]}
+    dense_scores, _ = scorer.scores(loaded.model, "dense", (sidecar["selection"]["dense"], sidecar["prior"]["dense"]))
     before, _ = scorer.scores(fused, "untuned")
     tuned, log = tune_model(fused, loaded, splits, recipe, scorer, out / "work", progress)
     after, prior = scorer.scores(tuned, "tuned")
-    scores |= {"untuned": before, "tuned": after}
+    scores = {"dense": dense_scores, "untuned": before, "tuned": after}
     if wanted.compare_dense:
         progress.say("  the dense model, tuned on the answers in the same way, for a fair comparison")
-        dense = copy.deepcopy(loaded.model)
         alike = wanted.model_copy(update={"loss": "answer", "dtype": log["dtype"]})
-        on_answers = recipe.model_copy(update={"tune": alike})
+        on_answers, dense = recipe.model_copy(update={"tune": alike}), copy.deepcopy(loaded.model)
         tune_model(dense, loaded, splits, on_answers, scorer, out / "dense", progress)
         scores["dense_tuned"], _ = scorer.scores(dense, "tuned dense")
     lost = relative_loss(after["transfer"], before["transfer"])
@@ -93,8 +91,7 @@ def tune(
     if kept == KEPT:
         prompt = loaded.encode(splits["selection"][0].prompt)
         save_checkpoint(tuned, loaded.tokenizer, _layout(tuned, read_layout(checkpoint)), prompt, out)
-        sidecar["prior"]["pruned"] = prior
-        sidecar["selection"]["pruned"] = after["selection"]
+        sidecar["prior"]["pruned"], sidecar["selection"]["pruned"] = prior, after["selection"]
         write_json(out / "sieve_edge.json", sidecar)
     # Last, so that an interrupted run has something to go on from.
     for work in ("work", "dense"):

@@ -1,5 +1,6 @@
 """Progress of a build: stages, tasks and the best plan so far, shown on stderr and kept for ``sieve-edge status``."""
 
+import math
 import os
 import socket
 import time
@@ -113,6 +114,16 @@ class Progress:
         finally:
             self._tasks.remove(task)
             self._view.end(task)
+
+    def figures(self, **figures: float) -> None:
+        """Say figures of the task that began last, such as a loss; they are shown with its next units.
+
+        Args:
+            **figures: Name -> figure; those that were said before stay.
+        """
+        # JSON has no number for what is none.
+        known = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+        self._tasks[-1].figures.update(known)
 
     @contextmanager
     def kept_in(self, root: Path) -> Iterator[None]:

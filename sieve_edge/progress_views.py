@@ -33,12 +33,14 @@ class Task:
         total: How many units there are; at least what is done, and one more where only an estimate was given.
         unit: What a unit is, in the plural.
         done: Units that are finished.
+        figures: Name -> figure that changes as the task goes on, such as a loss; None where it is no number.
     """
 
     name: str
     total: int
     unit: str
     done: int = 0
+    figures: dict[str, float | None] = field(default_factory=dict)
     _began: float = field(default_factory=time.monotonic)
 
     def add(self, units: int) -> None:
@@ -54,12 +56,14 @@ class Task:
         """Say how far it is.
 
         Returns:
-            JSON-compatible; ``left_seconds`` is None before anything is done.
+            JSON-compatible; ``left_seconds`` is None before anything is done, and ``figures`` only there if it has
+            any.
         """
         seconds = time.monotonic() - self._began
         left = seconds / self.done * (self.total - self.done) if self.done else None
-        facts = {"task": self.name, "done": self.done, "total": self.total, "unit": self.unit}
-        return {**facts, "seconds": round(seconds, 1), "left_seconds": None if left is None else round(left, 1)}
+        facts: dict[str, Any] = {"task": self.name, "done": self.done, "total": self.total, "unit": self.unit}
+        facts |= {"seconds": round(seconds, 1), "left_seconds": None if left is None else round(left, 1)}
+        return facts | ({"figures": dict(self.figures)} if self.figures else {})
 
 
 class View(Protocol):
@@ -209,7 +213,7 @@ class Bars(Lines):
         # The first of nested tasks lasts as long as the stage does.
         outermost = next(iter(self._ids)) is task
         if self._bar is not None:
-            name = task.name + (self._best if outermost else "")
+            name = task.name + told_figures(task.figures) + (self._best if outermost else "")
             self._bar.update(task_id, completed=task.done, total=task.total, description=name)
 
 
@@ -261,7 +265,20 @@ def told(facts: Mapping[str, Any]) -> str:
         facts: From ``Task.facts``.
 
     Returns:
-        Name, units, and times in seconds.
+        Name, units, times in seconds, and figures.
     """
     left = "" if facts["left_seconds"] is None else f", {facts['left_seconds']:.0f} s left"
-    return f"{facts['task']}: {facts['done']}/{facts['total']} {facts['unit']}, {facts['seconds']:.0f} s{left}"
+    figures = told_figures(facts.get("figures", {}))
+    return f"{facts['task']}: {facts['done']}/{facts['total']} {facts['unit']}, {facts['seconds']:.0f} s{left}{figures}"
+
+
+def told_figures(figures: Mapping[str, float | None]) -> str:
+    """Tell a task's figures, to be put after its name or its times.
+
+    Args:
+        figures: Name -> figure.
+
+    Returns:
+        ``", loss 0.1234"`` for each.
+    """
+    return "".join(f", {name} {'nan' if value is None else f'{value:.4f}'}" for name, value in figures.items())

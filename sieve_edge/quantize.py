@@ -18,7 +18,7 @@ from sieve_edge.files import write_json
 from sieve_edge.model.blocks import Blocks, pack, restore, round_nearest, round_with_gram
 from sieve_edge.model.flat import flat_forward
 from sieve_edge.model.statistics import Moments
-from sieve_edge.model.stored_types import misfits, plan_types, readers, refuse_misfits, rules
+from sieve_edge.model.stored_types import misfit_table, misfits, plan_types, readers, refuse_misfits, rules
 from sieve_edge.model.tensors import write_tensors
 from sieve_edge.progress import Progress
 from sieve_edge.recipe import QuantizeRecipe
@@ -55,11 +55,14 @@ def quantize(
     plans = {kind: plan_types(model, target) for kind, model in models.items()}
     fallbacks = [f"{kind}: {line}" for kind, plan in plans.items() for line in misfits(plan)]
     refuse_misfits(fallbacks, target, recipe)
+    for line in misfit_table(plans, target):
+        progress.warn(f"  {line}")
     own_rules = {kind: rules(plan) for kind, plan in plans.items()}
     for kind, lines in own_rules.items():
         for line in lines:
             progress.say(f"  {kind}: {line}")
     errors: dict[str, float] = {}
+    measured: dict[str, dict[str, float]] = {}
     for kind, model in models.items():
         wanted = [name for name, entry in plans[kind].items() if entry["type"] == target.quantization]
         if target.quantization in BITS:
@@ -72,6 +75,9 @@ def quantize(
             tensors, lost = _blocks(model, wanted, grams, BITS[target.quantization], progress)
             plans[kind] = {name: {**entry, **lost.get(name, {})} for name, entry in plans[kind].items()}
             errors[kind] = sum(entry["error"] for entry in lost.values()) / len(lost)
+            measured[kind] = _mean_by_method(lost)
+            told = ", ".join(f"{method} {error:.2e}" for method, error in measured[kind].items())
+            progress.say(f"  mean error of the {kind} model's weights by method: {told}")
             write_tensors(out / f"{kind}.safetensors", tensors)
         elif target.quantization in WITH_IMPORTANCE:
             squares = _gather(model, readers(model), prompts[kind], _add_squares, kind, progress)
@@ -79,7 +85,8 @@ def quantize(
     # What export may put up with stands here, so that an export is made anew when it changes.
     settled = {"quantization": target.quantization, "allow_fallback": recipe.allow_fallback}
     write_json(out / PLAN, {**settled, "weights": plans})
-    return {"quantization": target.quantization, "mean_error": errors, "rules": own_rules}, tuple(fallbacks)
+    found = {"mean_error": errors, "mean_error_by_method": measured, "rules": own_rules}
+    return {"quantization": target.quantization, **found}, tuple(fallbacks)
 
 
 def _blocks(
@@ -91,17 +98,25 @@ def _blocks(
     with progress.task("quantize", len(names), "weights") as advance:
         for name in names:
             weight_OI, gram_II = parameters[name].detach(), grams.get(name)
-            rounded = round_nearest(weight_OI, bits)
-            blocks, method, error = rounded, "nearest", _error(weight_OI, rounded, gram_II)
+            rounded = {"nearest": round_nearest(weight_OI, bits)}
             if gram_II is not None:
-                calibrated = round_with_gram(weight_OI, gram_II, bits)
-                calibrated_error = _error(weight_OI, calibrated, gram_II)
-                if calibrated_error < error:
-                    blocks, method, error = calibrated, "gptq", calibrated_error
+                rounded["gptq"] = round_with_gram(weight_OI, gram_II, bits)
+            errors = {method: _error(weight_OI, blocks, gram_II) for method, blocks in rounded.items()}
+            # Of two that are equal the plain one, which comes first.
+            method = min(errors, key=lambda each: errors[each])
+            blocks = rounded[method]
             tensors |= {f"{name}.codes": pack(blocks), f"{name}.scales": blocks.scales_OB}
-            lost[name] = {"method": method, "error": error}
+            lost[name] = {"method": method, "error": errors[method], "errors": errors}
             advance(1)
     return tensors, lost
+
+
+def _mean_by_method(lost: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Average each way of rounding over the weights that every way was tried on, so that they can be compared."""
+    tried = [entry["errors"] for entry in lost.values()]
+    most = max(map(len, tried))
+    compared = [errors for errors in tried if len(errors) == most]
+    return {method: sum(errors[method] for errors in compared) / len(compared) for method in compared[0]}
 
 
 def _error(weight_OI: Tensor, blocks: Blocks, gram_II: Tensor | None) -> float:

@@ -146,7 +146,11 @@ class TuneRecipe(Strict):
     batch_tokens: PositiveInt = Field(1024, description="Tokens that are run at a time, a shared prefix left out.")
     evaluate_every: PositiveInt = Field(12, description="Steps between two looks at the selection split.")
     patience: PositiveInt = Field(4, description="Looks without improvement after which training stops.")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Arithmetic of the passes (autocast).")
+    dtype: Literal["float32", "bfloat16", "auto"] = Field(
+        "float32",
+        description="Arithmetic of the passes (autocast); auto: bfloat16 where the processor has avx512_bf16 or "
+        "amx_bf16 or the GPU has it, else float32, so that the result depends on the machine, and says which it was.",
+    )
     keep: Literal["auto", "always"] = Field(
         "auto",
         description="auto keeps the untuned factors where tuned ones lose more than the tolerance on the transfer set, "

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sieve_edge.errors import ArtifactError, ConfigError
 from sieve_edge.files import read_json, write_json
@@ -15,6 +15,8 @@ from sieve_edge.model.matrices import count_params
 from sieve_edge.model.tokens import make_tokenizer, needed_tokens, trim_model_, trim_tokenizer
 from sieve_edge.progress import Progress
 from sieve_edge.recipe import Recipe
+from sieve_edge.task.evaluate import relative_loss
+from sieve_edge.task.exam import Exam
 from sieve_edge.task.examiner import Examiner, label_ids
 from sieve_edge.task.examples import Example
 from sieve_edge.task_config import Task
@@ -35,7 +37,7 @@ def trim_vocabulary(
     """Keep the tokens that calibration and selection texts, answers and the user's own texts are made of.
 
     Reads the checkpoint; writes a smaller one to ``out``. Starts over when interrupted. Costs one pass over the
-    selection split.
+    selection split, and one over test and transfer with either vocabulary, to say what other tokens cost.
 
     Args:
         loaded: Dense model, whose tokenizer is trimmed.
@@ -51,21 +53,57 @@ def trim_vocabulary(
         Metrics for the manifest.
     """
     smaller = smaller_vocabulary(loaded, examiner.task, splits, recipe)
+    sidecar = read_json(checkpoint / "sieve_edge.json")
+    known = Scored(sidecar["selection"]["pruned"], sidecar["prior"]["pruned"])
+    whole = _scores(model, _exams(examiner, splits, loaded.backend, loaded.ends), known, "all tokens", recipe, progress)
     before = count_params(model)
     smaller.trim_(model)
-    exam = examiner.exam(splits["selection"], smaller.tokenizer.backend_tokenizer, smaller.ends(loaded))
-    save_checkpoint(model, smaller.tokenizer, read_layout(checkpoint), exam.prompts[0], out)
-    with progress.task("score with the smaller vocabulary", len(exam.prompts), "prompts") as advance:
-        answers = exam.take(TorchTextModel(model, recipe.device), recipe.search.batch_tokens, advance)
-    sidecar = read_json(checkpoint / "sieve_edge.json")
-    sidecar["prior"]["pruned"] = exam.prior(answers)
-    sidecar["selection"]["pruned"] = exam.grade(answers).score
+    exams = _exams(examiner, splits, smaller.tokenizer.backend_tokenizer, smaller.ends(loaded))
+    save_checkpoint(model, smaller.tokenizer, read_layout(checkpoint), exams["selection"].prompts[0], out)
+    with progress.task("score with the smaller vocabulary", len(exams["selection"].prompts), "prompts") as advance:
+        answers = exams["selection"].take(TorchTextModel(model, recipe.device), recipe.search.batch_tokens, advance)
+    found = Scored(exams["selection"].grade(answers).score, exams["selection"].prior(answers))
+    trimmed = _scores(model, exams, found, "fewer tokens", recipe, progress)
+    sidecar["prior"]["pruned"], sidecar["selection"]["pruned"] = found.prior, found.score
     sidecar["kept_fraction"]["model"] *= count_params(model) / before
     write_json(out / "sieve_edge.json", sidecar)
-    tokens = {"before": loaded.tokenizer.backend_tokenizer.get_vocab_size(), "after": len(smaller.kept)}
-    unseen = ", ".join(f"{smaller.changed[name]['texts']:.1%} of the {name} texts" for name in UNSEEN)
-    progress.say(f"  {tokens['after']} of {tokens['before']} tokens are kept; {unseen} are split into other tokens")
-    return {"keep": "auto", "tokens": tokens, "changed": smaller.changed}
+    tokens = {"before": loaded.backend.get_vocab_size(), "after": len(smaller.kept)}
+    progress.say(f"  {tokens['after']} of {tokens['before']} tokens are kept")
+    lost = {split: relative_loss(trimmed[split], whole[split]) for split in UNSEEN}
+    for split in UNSEEN:
+        changed = smaller.changed[split]
+        progress.say(
+            f"  {changed['texts']:.1%} of the {split} texts are split into other tokens, {changed['tokens']:.2%} more "
+            f"in all; the score is {trimmed[split]:.4f}, with all tokens {whole[split]:.4f}"
+        )
+    scores = {"whole": whole, "trimmed": trimmed}
+    return {"keep": "auto", "tokens": tokens, "changed": smaller.changed, "scores": scores, "lost": lost}
+
+
+class Scored(NamedTuple):
+    """A model's score on the selection split, and the prior that was fitted there."""
+
+    score: float
+    prior: list[float]
+
+
+def _exams(
+    examiner: Examiner, splits: Mapping[str, Sequence[Example]], tokenizer: Any, ends: tuple[int, ...]
+) -> dict[str, Exam]:
+    return {name: examiner.exam(splits[name], tokenizer, ends) for name in ("selection", *UNSEEN)}
+
+
+def _scores(
+    model: Any, exams: Mapping[str, Exam], selection: Scored, told: str, recipe: Recipe, progress: Progress
+) -> dict[str, float]:
+    """Score a model on the splits that nothing was chosen by, beside what is known of the one that all was."""
+    scores = {"selection": selection.score}
+    for split in UNSEEN:
+        exam, text_model = exams[split], TorchTextModel(model, recipe.device)
+        with progress.task(f"score {split}, {told}", len(exam.prompts), "prompts") as advance:
+            answers = exam.take(text_model, recipe.search.batch_tokens, advance)
+        scores[split] = exam.grade(answers, selection.prior).score
+    return scores
 
 
 @dataclass(frozen=True)

@@ -195,8 +195,8 @@ def make_bpe_tokenizer(other_words: str = "") -> transformers.PreTrainedTokenize
     )
 
 
-def make_model(family: str, seed: int = 0, tokens: Any = None) -> Any:
-    """Make an untrained pico model of a family."""
+def make_model(family: str, seed: int = 0, tokens: Any = None, **fields: Any) -> Any:
+    """Make an untrained pico model of a family, or with other fields of its configuration."""
     tokens = tokens or make_tokenizer()
     special = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "vocab_size": len(tokens)}
     if family == "gpt2":
@@ -204,7 +204,7 @@ def make_model(family: str, seed: int = 0, tokens: Any = None) -> Any:
         own |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     else:
         own = _SIZES | _OWN.get(family, {})
-    config = transformers.AutoConfig.for_model(family, **own, **special)
+    config = transformers.AutoConfig.for_model(family, **(own | special | fields))
     torch.manual_seed(seed)
     return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
 
@@ -236,11 +236,11 @@ def train(model: Any, seed: int = 0, tokens: Any = None) -> float:
     return sum(float((predicted == answer)[labels == answer].float().mean()) for answer in answers) / len(answers)
 
 
-def make_pico(family: str, folder: Path, seed: int = 0, tokens: Any = None) -> Path:
+def make_pico(family: str, folder: Path, seed: int = 0, tokens: Any = None, **fields: Any) -> Path:
     """Train a pico model of a family and save it with its tokenizer as a Hugging Face directory."""
     assert family in FAMILIES, family
     tokens = tokens or make_tokenizer()
-    model = make_model(family, seed, tokens)
+    model = make_model(family, seed, tokens, **fields)
     accuracy = train(model, seed, tokens)
     if accuracy < 0.9:
         raise RuntimeError(f"pico {family} learned only {accuracy:.3f}, must be 0.9")

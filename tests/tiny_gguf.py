@@ -1,6 +1,7 @@
 """Random tiny models of each family that a GGUF can hold, and tokenizers for them."""
 
 import copy
+import json
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -59,14 +60,18 @@ def train_pieces():
     """A tokenizer of characters that falls back on bytes, as SentencePiece models have."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    spaces = decoders.Replace("▁", " ")
+    tokenizer.decoder = decoders.Sequence([spaces, decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
     trainer = trainers.BpeTrainer(
         vocab_size=500,
         special_tokens=["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))],
         show_progress=False,
     )
     tokenizer.train_from_iterator(TEXTS, trainer)
-    stored = tokenizer.to_str()
-    tokenizer = Tokenizer.from_str(stored)
+    stored = json.loads(tokenizer.to_str())
+    # The trainer counts bytes as special; in real models a text that spells one, <0x41>, is not that byte.
+    stored["added_tokens"] = [entry for entry in stored["added_tokens"] if not entry["content"].startswith("<0x")]
+    tokenizer = Tokenizer.from_str(json.dumps(stored))
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
 
 

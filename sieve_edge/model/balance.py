@@ -71,6 +71,8 @@ def restore_(model: nn.Module, storages: Mapping[str, str]) -> list[str]:
         if pivoted is None:
             # Columns of one size cost least where blocks of numbers of one row share a scale.
             norm_R = up_OR.double().norm(dim=0)
+            # A column of zeros, where a direction was lost, stays one.
+            norm_R = torch.where(norm_R > 0, norm_R, 1.0)
             _put(module, "pair", 0, *_named(norm_R[:, None] * down_RI, up_OR / norm_R))
             if storage != "pair":
                 fallbacks.append(f"{path}: no pivots with small coefficients any more, stored as a plain pair")

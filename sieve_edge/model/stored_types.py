@@ -53,6 +53,30 @@ def rules(plan: Plan) -> list[str]:
     return [f"{name}: {entry['rule']}" for name, entry in plan.items() if "rule" in entry]
 
 
+def misfit_table(plans: Mapping[str, Mapping[str, Mapping[str, Any]]], target: Target) -> list[str]:
+    """Write the weights that cannot have the target's type as a table, to be read before anything is written.
+
+    Args:
+        plans: Model -> plan, as from ``plan_types``.
+        target: Quantization.
+
+    Returns:
+        Lines, the first a title; none where every weight fits.
+    """
+    rows = [
+        (kind, name, "x".join(map(str, entry["shape"])), entry["type"], entry["why"])
+        for kind, plan in plans.items()
+        for name, entry in plan.items()
+        if "why" in entry
+    ]
+    if not rows:
+        return []
+    table = [("model", "weight", "shape", "type", "why"), *rows]
+    widths = [max(len(row[column]) for row in table) for column in range(4)]
+    lines = ["  ".join([*map(str.ljust, row, widths), row[-1]]) for row in table]
+    return [f"{len(rows)} weights cannot have the type {target.quantization}, which the recipe allows:", *lines]
+
+
 def refuse_misfits(lines: Sequence[str], target: Target, recipe: QuantizeRecipe) -> None:
     """Refuse weights that do not fit, unless the recipe allows it.
 

@@ -15,7 +15,18 @@ from transformers import PreTrainedTokenizerFast
 
 from sieve_edge.errors import ModelError
 
-_SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+_IDS = (
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "decoder_start_token_id",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+)
+"""Settings of generation that are a token, or a list of tokens."""
+
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -110,7 +121,7 @@ def make_tokenizer(stored: str, like: Any) -> PreTrainedTokenizerFast:
 
 @torch.inference_mode()
 def trim_model_(model: Any, kept: Sequence[int]) -> None:
-    """Leave rows out of embedding and head, and give special tokens their new ids, in place.
+    """Leave rows out of embedding and head, and give tokens that configurations name their new ids, in place.
 
     Args:
         model: transformers model.
@@ -130,16 +141,41 @@ def trim_model_(model: Any, kept: Sequence[int]) -> None:
         model.model.vocab_size, model.model.padding_idx = len(kept), None
     new_ids = {old: new for new, old in enumerate(kept)}
     for config in (model.config, model.generation_config):
-        for name in _SPECIAL_IDS:
-            _renumber_special_(config, name, new_ids)
+        renumber_(config, new_ids)
 
 
-def _renumber_special_(config: Any, name: str, new_ids: Mapping[int, int]) -> None:
-    value = getattr(config, name, None)
-    if isinstance(value, list):
-        setattr(config, name, [new_ids[index] for index in value if index in new_ids])
-    elif value is not None:
-        setattr(config, name, new_ids.get(value))
+def renumber_(config: Any, new_ids: Mapping[int, int]) -> None:
+    """Give every token that a configuration names its new id, in place.
+
+    Lists lose the tokens that are gone, and sequences that hold one, since no text can have them any more; what is
+    empty then is unset, as transformers takes no empty list for some of them.
+
+    Args:
+        config: Configuration of a model or of generation.
+        new_ids: Old id -> new id, of tokens that are kept.
+    """
+    for name in _IDS:
+        value = getattr(config, name, None)
+        if isinstance(value, list):
+            setattr(config, name, [new_ids[index] for index in value if index in new_ids] or None)
+        elif value is not None:
+            setattr(config, name, new_ids.get(value))
+    if banned := getattr(config, "bad_words_ids", None):
+        config.bad_words_ids = [[new_ids[index] for index in ids] for ids in banned if _all_kept(ids, new_ids)] or None
+    if forced := getattr(config, "forced_decoder_ids", None):
+        # A place and its token, which may be none in particular.
+        kept = [[place, new_ids.get(index)] for place, index in forced if index is None or index in new_ids]
+        config.forced_decoder_ids = kept or None
+    if biases := getattr(config, "sequence_bias", None):
+        # Pairs where it was read from JSON, which has no tuples for keys.
+        pairs = biases.items() if isinstance(biases, dict) else biases
+        biased = [([new_ids[index] for index in ids], bias) for ids, bias in pairs if _all_kept(ids, new_ids)]
+        as_dict = isinstance(biases, dict)
+        config.sequence_bias = ({tuple(ids): bias for ids, bias in biased} if as_dict else [*map(list, biased)]) or None
+
+
+def _all_kept(ids: Iterable[int], new_ids: Mapping[int, int]) -> bool:
+    return all(index in new_ids for index in ids)
 
 
 def _pairs(merges: Sequence[Any]) -> list[tuple[str, str]]:

@@ -7,7 +7,10 @@ from typing import Any
 from sieve_edge.artifacts import Manifest
 from sieve_edge.files import read_json, write_json
 from sieve_edge.report.markdown import write_report
-from sieve_edge.task.evaluate import relative_loss
+from sieve_edge.report.tuned import loss_against
+
+VOCABULARY = ("tokens", "changed", "scores", "lost")
+"""What a result tells of a smaller vocabulary."""
 
 
 def finish(root: Path, manifests: Mapping[str, Manifest], command: str, source: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,16 +39,12 @@ def finish(root: Path, manifests: Mapping[str, Manifest], command: str, source: 
         result["judge"] = judged
     tuned = manifests["tune"].metrics
     if tuned["method"] != "none":
-        result["tune"] = {
-            name: tuned[name] for name in ("method", "loss", "kept", "scores", "transfer_lost", "transfer_holds")
-        }
-        scores = tuned["scores"]
-        if "dense_tuned" in scores:
-            # Both in PyTorch, before the vocabulary and the weights' types change.
-            result["loss"]["against_dense_tuned"] = {
-                split: relative_loss(scores[tuned["kept"]][split], scores["dense_tuned"][split])
-                for split in ("test", "transfer")
-            }
+        told = ("method", "loss", "kept", "scores", "transfer_lost", "transfer_holds", "dtype")
+        result["tune"] = {name: tuned[name] for name in told if name in tuned}
+        result["tune"]["loss_against"] = loss_against(result["tune"])
+    trimmed = manifests["vocabulary"].metrics
+    if trimmed["keep"] != "all":
+        result["vocabulary"] = {name: value for name, value in trimmed.items() if name in VOCABULARY}
     result["artifact"] = str(root / "export" / "pruned")
     result["command"] = command
     result["source"] = {**source, "sha256": manifests["calibrate"].inputs["model"]}

@@ -50,15 +50,14 @@ def steps_figure(name: str, steps: Sequence[Step]) -> Markup:
     bottom = 30 + _ROW * len(shown)
     drawing.x_axis(kept, bottom, "of the model's", [(0.0, "0"), (0.5, "50 %"), (1.0, "100 %")])
     drawing.x_axis(score, bottom, "", ticks(score.low, score.high, 3))
-    told = "; ".join(
-        f"{step.stage}: "
-        + ", ".join(
-            [f"keeps {step.kept_model:.1%} of the parameters"] * (step.kept_model is not None)
-            + [f"accuracy {step.accuracy:.3f}"] * (step.accuracy is not None)
-        )
-        for step in shown
-    )
+    told = "; ".join(f"{step.stage}: {_told(step)}" for step in shown)
     return drawing.render(name, "What each stage did to parameters and accuracy", told)
+
+
+def _told(step: Step) -> str:
+    kept = None if step.kept_model is None else f"keeps {step.kept_model:.1%} of the parameters"
+    accuracy = None if step.accuracy is None else f"accuracy {step.accuracy:.3f}"
+    return ", ".join(each for each in (kept, accuracy) if each is not None)
 
 
 def accuracy_figure(name: str, result: Result) -> Markup:

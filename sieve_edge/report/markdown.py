@@ -98,7 +98,7 @@ def _tuning(result: Result) -> str:
     told, table = tuned.scores(tune)
     warning = tuned.warning(tune)
     marked = f'<span style="color: red">**{warning}**</span>' if warning else ""
-    parts = ["## Tuning", told, write_table(table), tuned.against_dense(result), marked]
+    parts = ["## Tuning", told, write_table(table), tuned.against_dense(tune), marked]
     return "\n\n".join(part for part in parts if part)
 
 

@@ -1,6 +1,8 @@
 """What each stage did to accuracy, parameters and bytes, as far as the manifests know it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sieve_edge.report.record import RunRecord
 from sieve_edge.report.tables import SPLITS, Table
@@ -36,7 +38,15 @@ def steps(record: RunRecord) -> list[Step]:
     Returns:
         Steps in order.
     """
-    return [_dense(record), _search(record), _fuse(record), *_tune(record), *_vocabulary(record), *_device(record)]
+    return [
+        _dense(record),
+        _search(record),
+        _fuse(record),
+        *_tune(record),
+        *_vocabulary(record),
+        *_quantize(record),
+        *_device(record),
+    ]
 
 
 def steps_table(done: list[Step]) -> Table:
@@ -99,9 +109,32 @@ def _vocabulary(record: RunRecord) -> list[Step]:
     if trimmed["keep"] == "all":
         return []
     facts = record.sidecars["vocabulary"]
-    did = f"kept {trimmed['tokens']['after']:,} of {trimmed['tokens']['before']:,} tokens"
+    did = f"kept {trimmed['tokens']['after']:,} of {trimmed['tokens']['before']:,} tokens; {_recoded(trimmed)}"
     kept = facts["kept_fraction"]["model"]
     return [Step("vocabulary", did, facts["selection"]["pruned"], kept, _written(record, "vocabulary"))]
+
+
+def _recoded(trimmed: Mapping[str, Any]) -> str:
+    """Say how often texts that the tokens were not chosen by are split otherwise, and what that costs."""
+    told = []
+    for split in SPLITS:
+        changed = trimmed["changed"][split]
+        often = f"{changed['texts']:.1%} of the {split} texts are split otherwise, {changed['tokens']:+.2%} tokens"
+        # Builds of an earlier version did not score both.
+        if "scores" in trimmed:
+            whole, now = (trimmed["scores"][name][split] for name in ("whole", "trimmed"))
+            often += f", accuracy {now:.3f} in place of {whole:.3f}"
+        told.append(often)
+    return "; ".join(told)
+
+
+def _quantize(record: RunRecord) -> list[Step]:
+    quantized = record.manifests["quantize"].metrics
+    errors = quantized.get("mean_error_by_method", {}).get("pruned")
+    if errors is None:
+        return []
+    told = ", ".join(f"{error:.1e} by {method}" for method, error in errors.items())
+    return [Step("quantize", f"{quantized['quantization']}: relative squared error of a weight's outputs {told}")]
 
 
 def _device(record: RunRecord) -> list[Step]:

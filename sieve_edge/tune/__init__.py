@@ -23,15 +23,15 @@ from sieve_edge.task.exam import LabelExam
 from sieve_edge.task.examiner import Examiner
 from sieve_edge.task.examples import TUNING, Example
 from sieve_edge.tune.adapters import trainable
+from sieve_edge.tune.arithmetic import settle
 from sieve_edge.tune.batches import (
     Batch,
-    Batches,
     answer_logits,
     answer_loss,
     distillation_loss,
     label_loss,
-    make_batches,
     mean_answer_loss,
+    right_answers,
     step_batches,
 )
 from sieve_edge.tune.training import STATE, Schedule, train
@@ -54,7 +54,7 @@ def tune(
 
     Reads the checkpoint; writes one of the same shapes to ``out``, unless nothing is tuned. May be interrupted: it
     goes on from the last saved step. Costs passes forward and backward over the calibration split, of the dense
-    model too where that is asked for.
+    model too where that is asked for, and one of the dense model over test and transfer.
 
     Args:
         loaded: Dense model.
@@ -70,16 +70,17 @@ def tune(
     Returns:
         ``(metrics for the manifest, fallbacks)``; ``kept`` says which factors the next stage takes.
     """
-    wanted = recipe.tune
+    wanted, sidecar = recipe.tune, read_json(checkpoint / "sieve_edge.json")
     scorer = Scorer(loaded, examiner, splits, recipe, progress)
+    dense_scores, _ = scorer.scores(loaded.model, "dense", (sidecar["selection"]["dense"], sidecar["prior"]["dense"]))
     before, _ = scorer.scores(fused, "untuned")
     tuned, log = tune_model(fused, loaded, splits, recipe, scorer, out / "work", progress)
     after, prior = scorer.scores(tuned, "tuned")
-    scores = {"untuned": before, "tuned": after}
+    scores = {"dense": dense_scores, "untuned": before, "tuned": after}
     if wanted.compare_dense:
         progress.say("  the dense model, tuned on the answers in the same way, for a fair comparison")
-        dense = copy.deepcopy(loaded.model)
-        on_answers = recipe.model_copy(update={"tune": wanted.model_copy(update={"loss": "answer"})})
+        alike = wanted.model_copy(update={"loss": "answer", "dtype": log["dtype"]})
+        on_answers, dense = recipe.model_copy(update={"tune": alike}), copy.deepcopy(loaded.model)
         tune_model(dense, loaded, splits, on_answers, scorer, out / "dense", progress)
         scores["dense_tuned"], _ = scorer.scores(dense, "tuned dense")
     lost = relative_loss(after["transfer"], before["transfer"])
@@ -90,14 +91,12 @@ def tune(
     if kept == KEPT:
         prompt = loaded.encode(splits["selection"][0].prompt)
         save_checkpoint(tuned, loaded.tokenizer, _layout(tuned, read_layout(checkpoint)), prompt, out)
-        sidecar = read_json(checkpoint / "sieve_edge.json")
-        sidecar["prior"]["pruned"] = prior
-        sidecar["selection"]["pruned"] = after["selection"]
+        sidecar["prior"]["pruned"], sidecar["selection"]["pruned"] = prior, after["selection"]
         write_json(out / "sieve_edge.json", sidecar)
     # Last, so that an interrupted run has something to go on from.
     for work in ("work", "dense"):
         shutil.rmtree(out / work, ignore_errors=True)
-    facts = {"method": wanted.method, "loss": wanted.loss, "training": log, "scores": scores}
+    facts = {"method": wanted.method, "loss": wanted.loss, "dtype": log["dtype"], "training": log, "scores": scores}
     metrics = {**facts, "transfer_lost": lost, "transfer_holds": lost <= recipe.tolerance, "kept": kept}
     return metrics, tuple(log["fallbacks"]) if kept == KEPT else ()
 
@@ -175,44 +174,32 @@ class Scorer:
             return label_loss(np.asarray(answers), np.asarray(exam.labels))
         return mean_answer_loss(model, self._right)
 
-    def scores(self, model: Any, name: str) -> tuple[dict[str, float], list[float]]:
+    def scores(
+        self, model: Any, name: str, known: tuple[float, list[float]] | None = None
+    ) -> tuple[dict[str, float], list[float]]:
         """Score a model on every split.
 
         Args:
             model: transformers model.
             name: What to call it, for people.
+            known: Its score and prior on the selection split, which is then not run.
 
         Returns:
             ``(split -> score, of labels after prior correction; the prior)``.
         """
-        found, prior = {}, []
+        found: dict[str, float] = {}
+        prior: list[float] = []
+        if known is not None:
+            found["selection"], prior = known
         text_model = TorchTextModel(model, self._recipe.device)
-        for split, exam in self._exams.items():
+        for split in [split for split in self._exams if split not in found]:
+            exam = self._exams[split]
             with self._progress.task(f"score {name}, {split}", len(exam.prompts), "prompts") as advance:
                 answers = exam.take(text_model, self._recipe.search.batch_tokens, advance)
             if split == "selection":
                 prior = exam.prior(answers)
             found[split] = exam.grade(answers, prior).score
         return found, prior
-
-
-def right_answers(loaded: LoadedModel, examples: Sequence[Example], recipe: Recipe) -> Batches:
-    """Put prompts with their right answers into batches.
-
-    Args:
-        loaded: Dense model, whose tokenizer is used.
-        examples: Examples.
-        recipe: Tokens of a batch, device.
-
-    Returns:
-        The batches.
-    """
-    return make_batches(
-        [loaded.encode(example.prompt) for example in examples],
-        [loaded.encode(example.answer, special=False) for example in examples],
-        recipe.tune.batch_tokens,
-        recipe.device,
-    )
 
 
 def tune_model(
@@ -242,9 +229,10 @@ def tune_model(
     prefix, batches = right_answers(loaded, examples, recipe)
     steps = step_batches([len(batch.ids_BT) for batch in batches], wanted.batch_examples, wanted.epochs, recipe.seed)
     work.mkdir(parents=True, exist_ok=True)
+    dtype = settle(wanted.dtype, recipe.device, work)
 
     def loss_of(batch: Batch) -> Tensor:
-        with torch.autocast(recipe.device.split(":")[0], torch.bfloat16, enabled=wanted.dtype == "bfloat16"):
+        with torch.autocast(recipe.device.split(":")[0], torch.bfloat16, enabled=dtype == "bfloat16"):
             logits_BKV = answer_logits(model, prefix, batch)
         if wanted.loss == "answer":
             return answer_loss(logits_BKV, batch)
@@ -267,5 +255,5 @@ def tune_model(
         finished()
     fallbacks = restore_(model.requires_grad_(False), storages)
     facts: dict[str, Any] = {"examples": len(examples), "steps": log.step, "best_step": log.best_step}
-    facts |= {"looks": log.looks, "fallbacks": fallbacks}
+    facts |= {"looks": log.looks, "fallbacks": fallbacks, "dtype": dtype}
     return model, {**facts, "trained_params": sum(parameter.numel() for parameter in trained.values())}

@@ -13,8 +13,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
 from sieve_edge.model.flat import flat_forward, run_prefix
+from sieve_edge.model.load import LoadedModel
 from sieve_edge.protocols import Float64, Int64
+from sieve_edge.recipe import Recipe
 from sieve_edge.task.evaluate import fit_prior
+from sieve_edge.task.examples import Example
 from sieve_edge.task.likelihood import length_batches, shared_prefix
 
 _NONE = -100
@@ -56,6 +59,25 @@ def make_batches(prompts: Sequence[list[int]], answers: Sequence[list[int]], bat
         ids_BT = torch.tensor([rows[index] for index in indices], device=device)
         batches.append(Batch(ids_BT, torch.tensor(padded, device=device)))
     return Batches(prompts[0][:shared], batches)
+
+
+def right_answers(loaded: LoadedModel, examples: Sequence[Example], recipe: Recipe) -> Batches:
+    """Put prompts with their right answers into batches.
+
+    Args:
+        loaded: Dense model, whose tokenizer is used.
+        examples: Examples.
+        recipe: Tokens of a batch, device.
+
+    Returns:
+        The batches.
+    """
+    return make_batches(
+        [loaded.encode(example.prompt) for example in examples],
+        [loaded.encode(example.answer, special=False) for example in examples],
+        recipe.tune.batch_tokens,
+        recipe.device,
+    )
 
 
 def step_batches(sizes: Sequence[int], examples: int, epochs: float, seed: int) -> list[list[int]]:

@@ -1,6 +1,7 @@
 """The training loop: AdamW over the trainable tensors, early stopping, and a state on disk to go on from."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -12,6 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from sieve_edge.errors import CalibrationError
 from sieve_edge.model.tensors import write_tensors
 from sieve_edge.progress import Progress
 
@@ -89,7 +91,8 @@ def train(
         progress: Where progress is shown.
 
     Returns:
-        What happened.
+        What happened. A loss on the selection split that is not finite before anything was trained is a
+        ``CalibrationError``.
     """
     optimizer = torch.optim.AdamW(trained.values(), lr=schedule.learning_rate, weight_decay=0.0)
     log, best = _resume(trained, optimizer, state)
@@ -98,7 +101,7 @@ def train(
     with progress.task("tune", schedule.steps, "steps") as advance:
         advance(log.step)
         if not log.looks:
-            _look(log, evaluate(), None, trained, best, progress)
+            _begin(log, evaluate(), trained, best, progress)
         while log.step < schedule.steps and _patient(log, schedule):
             for group in optimizer.param_groups:
                 group["lr"] = schedule.rate(log.step)
@@ -107,6 +110,7 @@ def train(
             nn.utils.clip_grad_norm_(trained.values(), _CLIP)
             optimizer.step()
             log.step += 1
+            progress.figures(loss=float(np.mean(recent)), selection=log.looks[-1][2])
             advance(1)
             if log.step % schedule.evaluate_every == 0 or log.step == schedule.steps:
                 _look(log, evaluate(), float(np.mean(recent)), trained, best, progress)
@@ -120,6 +124,18 @@ def train(
         for name, parameter in trained.items():
             parameter.copy_(best[name])
     return log
+
+
+def _begin(
+    log: Log, loss: float, trained: Mapping[str, nn.Parameter], best: dict[str, Tensor], progress: Progress
+) -> None:
+    # Later looks may fail, since there is something to go back to; this one has nothing to compare with.
+    if not math.isfinite(loss):
+        raise CalibrationError(
+            f"tune: the loss on the selection split is {loss} before the first step, so nothing can be trained; the "
+            "model overflows on these prompts: build with --set tune.method=none"
+        )
+    _look(log, loss, None, trained, best, progress)
 
 
 def _look(

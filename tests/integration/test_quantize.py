@@ -105,9 +105,21 @@ def test_calibrated_rounding_drifts_less(tmp_path):
         folder = tmp_path / method
         folder.mkdir()
         models = {"dense": model, "pruned": model}
-        quantize(models, SEEN, target("onnx", "int4"), QuantizeRecipe(method=method), folder, Progress())
+        wanted = target("onnx", "int4")
+        metrics, _ = quantize(models, SEEN, wanted, QuantizeRecipe(method=method), folder, Progress())
         plan = read_json(folder / "plan.json")["weights"]["dense"]
-        assert {entry["method"] for entry in plan.values() if "method" in entry} <= {method, "nearest"}
+        rounded = [entry for entry in plan.values() if "method" in entry]
+        assert {entry["method"] for entry in rounded} <= {method, "nearest"}
+        # What was measured of each way stays in the plan, of the one that was not taken too.
+        assert all(entry["error"] == min(entry["errors"].values()) for entry in rounded)
+        both = [entry["errors"] for entry in rounded if len(entry["errors"]) == 2]
+        found = metrics["mean_error_by_method"]["dense"]
+        assert set(found) == {method, "nearest"}
+        if method == "gptq":
+            assert len(both) == len(rounded) - 2, "embedding and head, which few positions show, are rounded only"
+            for each, mean in found.items():
+                assert mean == pytest.approx(np.mean([entry[each] for entry in both]))
+            assert found["gptq"] < found["nearest"]
         same = restored(model, folder, "dense", 4)
         difference = logits(TorchTextModel(same, "cpu"), PROMPTS[0]) - logits(TorchTextModel(model, "cpu"), PROMPTS[0])
         errors[method] = float(np.square(difference).mean())
@@ -150,7 +162,7 @@ def _nodes(graph):
                 yield from _nodes(inner)
 
 
-def test_weights_that_do_not_fit_are_named_and_refused(tmp_path):
+def test_weights_that_do_not_fit_are_named_and_refused(tmp_path, capsys):
     model = make_model("llama")
     pairs, _ = factor(model, "llama", rank=24)
     wanted = target("gguf", "Q8_0")
@@ -160,10 +172,31 @@ def test_weights_that_do_not_fit_are_named_and_refused(tmp_path):
         quantize({"dense": model, "pruned": pairs}, SEEN, wanted, QuantizeRecipe(), tmp_path, Progress())
     assert "quantize.allow_fallback=true" in str(caught.value)
     assert not (tmp_path / "plan.json").exists()
-    _, fallbacks = quantize(
-        {"dense": model, "pruned": pairs}, SEEN, wanted, QuantizeRecipe(allow_fallback=True), tmp_path, Progress()
-    )
-    assert len(fallbacks) == sum(".up." in name for name, _ in pairs.named_parameters())
+    capsys.readouterr()
+    models, allowing = {"dense": model, "pruned": pairs}, QuantizeRecipe(allow_fallback=True)
+    _, fallbacks = quantize(models, SEEN, wanted, allowing, tmp_path, Progress("quiet"))
+    misfits = [name for name, _ in pairs.named_parameters() if ".up." in name]
+    assert len(fallbacks) == len(misfits)
+    title, head, *rows = capsys.readouterr().err.splitlines()
+    assert title == f"  {len(misfits)} weights cannot have the type Q8_0, which the recipe allows:"
+    assert head.split() == ["model", "weight", "shape", "type", "why"]
+    assert [row.split()[:2] for row in rows] == [["pruned", name] for name in misfits]
+    assert all(row.endswith("since its rows of 24 are no multiple of 32") for row in rows)
+
+
+def test_the_table_of_misfits_comes_before_anything_is_written(tmp_path):
+    model = make_model("llama")
+    pairs, _ = factor(model, "llama", rank=24)
+    there = []
+
+    class Watching(Progress):
+        def warn(self, line):
+            there.append((line, list(tmp_path.iterdir())))
+
+    models, allowing = {"dense": model, "pruned": pairs}, QuantizeRecipe(allow_fallback=True)
+    quantize(models, SEEN, target("gguf", "Q8_0"), allowing, tmp_path, Watching("quiet"))
+    assert there
+    assert all(files == [] for _, files in there)
 
 
 def test_llama_cpp_heeds_what_matters(tmp_path):

@@ -1,6 +1,7 @@
 """A killed build goes on where it stopped and ends as if it had not been killed."""
 
 import os
+import shutil
 import signal
 import time
 
@@ -8,6 +9,7 @@ import pytest
 
 from sieve_edge.artifacts import read_manifest
 from sieve_edge.files import read_json
+from sieve_edge.tune.training import STATE
 from tests.command import command, start
 
 SETTINGS = ("calibration_tokens=2000", "threads=1", "learn.fisher_prompts=64", "search.resolution=0.005")
@@ -56,6 +58,28 @@ def test_killed_at_a_moment_it_goes_on_and_ends_the_same(pico, toy_task, toy_tar
         assert read_manifest(folder / verb).outputs == read_manifest(whole / verb).outputs
     if moment == "history.jsonl":
         assert (folder / "search" / "history.jsonl").read_bytes().startswith(kept), "finished candidates stay"
+
+
+def test_tuning_that_was_killed_ends_with_the_same_weights(pico, toy_task, toy_target, tmp_path, whole):
+    shutil.copytree(whole.parent, tmp_path / "copy", symlinks=True)
+    folder = tmp_path / "copy" / "run"
+    settings = ("tune.method=lora", "tune.keep=always", "tune.compare_dense=false", "tune.learning_rate=0.003")
+    settings += ("tune.epochs=8", "tune.evaluate_every=4", "tune.patience=1000")
+    words = [*options(pico, toy_task, toy_target, folder), *(w for item in settings for w in ("--set", item))]
+    assert command("tune", *words).returncode == 0
+    expected = read_manifest(folder / "tune")
+    shutil.rmtree(folder / "tune")
+    kill_when(start("tune", *words), lambda: work(folder, f"work/{STATE}"))
+    assert work(folder, f"work/{STATE}"), "it was still training"
+    done = command("tune", *words)
+    assert done.returncode == 0, done.stderr
+    killed = read_manifest(folder / "tune")
+    assert expected.metrics["kept"] == "tuned"
+    assert killed.outputs == expected.outputs
+    told = "training", "scores", "kept", "dtype"
+    assert {name: killed.metrics[name] for name in told} == {name: expected.metrics[name] for name in told}
+    # What was saved is not looked at anew.
+    assert 0 < done.stderr.count("  step ") < len(expected.metrics["training"]["looks"])
 
 
 def test_ctrl_c_ends_in_one_line_and_loses_nothing(pico, toy_task, toy_target, tmp_path):

@@ -16,9 +16,11 @@ FORMATS = {
 }
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return make_pico("llama", tmp_path_factory.mktemp("model") / "llama", seed=3, tokens=make_bpe_tokenizer(OTHER))
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def model(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "llama"
+    fields = {"tie_word_embeddings": request.param}
+    return make_pico("llama", folder, seed=3, tokens=make_bpe_tokenizer(OTHER), **fields)
 
 
 @pytest.mark.parametrize("format_", FORMATS)
@@ -34,13 +36,30 @@ def test_the_pruned_model_has_fewer_tokens_and_does_the_task(format_, model, toy
     assert 256 < metrics["tokens"]["after"] < metrics["tokens"]["before"]
     assert all(metrics["changed"][name] == {"texts": 0.0, "tokens": 0.0} for name in ("calibration", "selection"))
     assert metrics["changed"]["test"]["tokens"] >= 0.0
+    for split in ("test", "transfer"):
+        whole, now = (metrics["scores"][name][split] for name in ("whole", "trimmed"))
+        assert metrics["lost"][split] == pytest.approx(1.0 - now / whole)
+        # The tokens were chosen by texts of the same kind, so that little changes.
+        assert abs(now - whole) < 0.05
+    assert result["vocabulary"] == {name: metrics[name] for name in ("tokens", "changed", "scores", "lost")}
     config = read_json(tmp_path / "run" / "vocabulary" / "config.json")["base"]
     assert config["vocab_size"] == metrics["tokens"]["after"]
     facts = [last_json(command("inspect", tmp_path / "run" / "export" / kind)) for kind in ("dense", "pruned")]
-    assert facts[1]["parts"]["embedding"] < facts[0]["parts"]["embedding"]
+    parts = [{part: size for part, size in of["parts"].items() if part in ("embedding", "head")} for of in facts]
+    assert ("head" in parts[0]) == (not read_json(model / "config.json")["tie_word_embeddings"])
+    assert parts[0].keys() == parts[1].keys()
+    assert all(parts[1][part] < parts[0][part] for part in parts[0])
     checks = {check["name"]: check["passed"] for check in result["checks"]}
     assert checks["kl_from_pytorch"], result["checks"]
     assert result["accuracy"]["pruned"]["test"]["corrected"] > 0.6
     assert result["accuracy"]["dense"]["test"]["corrected"] > 0.8
     page = check_page((tmp_path / "run" / "report.html").read_text(encoding="utf-8"))
-    assert f"kept {metrics['tokens']['after']:,} of {metrics['tokens']['before']:,} tokens" in page.of("main")[0].text
+    told = page.of("main")[0].text
+    assert f"kept {metrics['tokens']['after']:,} of {metrics['tokens']['before']:,} tokens" in told
+    assert (" by gptq, " in told) == (format_ == "onnx"), "of int8 both ways of rounding are measured"
+    for split in ("test", "transfer"):
+        changed, scores = metrics["changed"][split], metrics["scores"]
+        assert (
+            f"{changed['texts']:.1%} of the {split} texts are split otherwise, {changed['tokens']:+.2%} tokens" in told
+        )
+        assert f"accuracy {scores['trimmed'][split]:.3f} in place of {scores['whole'][split]:.3f}" in told

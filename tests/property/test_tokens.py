@@ -38,8 +38,18 @@ def test_texts_that_were_seen_encode_exactly_as_before(name, texts):
 @pytest.mark.parametrize("name", WHOLE)
 @given(st.lists(st.sampled_from(TEXTS), min_size=1, max_size=3), ANY_TEXT)
 def test_any_text_comes_back(name, texts, other):
-    whole, small, _ = trimmed(name, texts)
-    assert small.decode(small.encode(other).ids) == whole.decode(whole.encode(other).ids)
+    # SentencePiece writes spaces as this mark, and so reads the mark as a space.
+    expected = other.replace("▁", " ") if name == "pieces" else other
+    for tokenizer in trimmed(name, texts)[:2]:
+        assert tokenizer.decode(tokenizer.encode(other).ids, skip_special_tokens=False) == expected
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("text", ["", " ", "  two ", "\x00", "é😀\n", "<0x41>", "</s>", "tab\tand ▁"])
+def test_awkward_texts_come_back(name, text):
+    _, small, _ = trimmed(name, TEXTS[:1])
+    expected = text.replace("▁", " ") if name == "pieces" else text
+    assert small.decode(small.encode(text).ids, skip_special_tokens=False) == expected
 
 
 def test_much_is_left_out_and_special_tokens_stay():

@@ -77,6 +77,45 @@ def test_bars_stay_while_tasks_are_nested(monkeypatch, capsys):
     assert "best plan keeps 0.400" in told
 
 
+def train(progress):
+    with progress.task("tune", 4, "steps") as advance:
+        for loss in (0.5, 0.25, float("nan"), 0.125):
+            progress.figures(loss=loss, selection=0.75)
+            advance(1)
+
+
+def test_a_running_loss_is_shown_in_every_form(monkeypatch, capsys):
+    train(Progress("json"))
+    [*_, last] = events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert "figures" not in events[0], "nothing was said yet"
+    assert last["figures"] == {"loss": 0.125, "selection": 0.75}
+    assert last["left_seconds"] == 0.0
+    train(Progress())
+    assert capsys.readouterr().err.splitlines()[-1].endswith(" left, loss 0.1250, selection 0.7500")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    bars = Progress()
+    with bars.task("tune", 2, "steps") as advance:
+        bars.figures(loss=0.5)
+        advance(1)
+        # Bars are drawn again at once when one is added.
+        with bars.task("score", 1, "prompts"):
+            pass
+    assert "tune, loss 0.5000" in capsys.readouterr().err
+
+
+def test_a_figure_that_is_no_number_is_still_json(tmp_path):
+    progress = Progress("quiet")
+    with progress.kept_in(tmp_path), progress.task("tune", 2, "steps") as advance:
+        progress.figures(loss=float("nan"))
+        advance(1)
+        progress.stage(5, 9, "tune", "tuned checkpoint", current=False)
+        facts, told = status(tmp_path)
+    assert facts["tasks"][0]["figures"] == {"loss": None}
+    assert "loss nan" in told
+
+
 def status(root: Path):
     done = CliRunner().invoke(cli, ["status", str(root)])
     assert done.exit_code == 0, done.output

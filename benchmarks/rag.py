@@ -57,7 +57,7 @@ def _row(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     row["above_baseline"] = above
     if above and not arguments.quick:
         build(run, "fuse")
-        pruned = _score(run, load_checkpoint(run.folder("fuse"), recipe.device), quick=False)
+        pruned = _score(run, load_checkpoint(run.folder("fuse"), recipe.main_device), quick=False)
         kept = read_json(run.folder("fuse") / "sieve_edge.json")["kept_fraction"]
         row |= {"kept_linears": kept["linears"], "kept_model": kept["model"], "pruned_score": pruned["score"]}
     return row
@@ -65,7 +65,7 @@ def _row(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _score(run: Run, model: Any, quick: bool) -> dict[str, Any]:
     count = QUICK_EXAMPLES if quick else None
-    text_model, prior, found = TorchTextModel(model, run.recipe.device), None, {}
+    text_model, prior, found = TorchTextModel(model, run.recipe.main_device), None, {}
     for split in ("selection", "test"):
         examples = run.splits[split][:count]
         exam = run.examiner.exam(examples, run.loaded.backend, run.loaded.ends)

@@ -46,7 +46,8 @@ def _learn(run: Run, out: Path) -> Result:
 
     stats = CalibrationStats(run.folder("calibrate"))
     ranks = gradient_levels(run)
-    return learn(run.loaded, stats, run.recipe.learn, ranks, run.recipe.seed, out, run.progress), ()
+    recipe = run.recipe
+    return learn(run.loaded, stats, recipe.learn, ranks, recipe.seed, out, run.progress, recipe.devices), ()
 
 
 def _search(run: Run, out: Path) -> Result:
@@ -142,7 +143,7 @@ def _tune(run: Run, out: Path) -> Result:
     from sieve_edge.tune import tune
 
     checkpoint = run.folder("fuse")
-    fused = load_checkpoint(checkpoint, run.recipe.device)
+    fused = load_checkpoint(checkpoint, run.recipe.main_device)
     return tune(run.loaded, fused, checkpoint, run.examiner, run.splits, run.recipe, out, run.progress)
 
 
@@ -153,7 +154,7 @@ def _vocabulary(run: Run, out: Path) -> Result:
     from sieve_edge.vocabulary import trim_vocabulary
 
     checkpoint = run.checkpoint(("tune",))
-    model = load_checkpoint(checkpoint, run.recipe.device)
+    model = load_checkpoint(checkpoint, run.recipe.main_device)
     return trim_vocabulary(run.loaded, model, checkpoint, run.examiner, run.splits, run.recipe, out, run.progress), ()
 
 
@@ -164,7 +165,7 @@ def _quantize(run: Run, out: Path) -> Result:
     if run.target.quantization == "F32":
         # Nothing to plan, so no model has to be loaded.
         return quantize({}, {}, run.target, run.recipe.quantize, out, run.progress)
-    models = {"dense": run.loaded.model, "pruned": load_checkpoint(run.checkpoint(), run.recipe.device)}
+    models = {"dense": run.loaded.model, "pruned": load_checkpoint(run.checkpoint(), run.recipe.main_device)}
     examples = run.splits["calibration"][: run.recipe.quantize.prompts]
     tokenizers = {"dense": run.loaded.tokenizer, "pruned": run.tokenizer}
     prompts = {
@@ -177,6 +178,7 @@ def _quantize(run: Run, out: Path) -> Result:
 def _export(run: Run, out: Path) -> Result:
     from sieve_edge.export import EXPORT_STEPS, export
     from sieve_edge.model.checkpoint import load_checkpoint
+    from sieve_edge.model.load import on_cpu
 
     # One that was merged from an earlier export is not of this one.
     shutil.rmtree(run.root / "merged", ignore_errors=True)
@@ -184,7 +186,7 @@ def _export(run: Run, out: Path) -> Result:
     prompts = [example.prompt for example in run.splits["selection"][:REFERENCE_PROMPTS]]
     with run.progress.task("export", EXPORT_STEPS, "steps") as advance:
         metrics, fallbacks = export(
-            {"dense": run.loaded.model, "pruned": fused},
+            {"dense": on_cpu(run.loaded.model), "pruned": fused},
             {"dense": run.loaded.tokenizer, "pruned": run.tokenizer},
             prompts,
             run.source.name,

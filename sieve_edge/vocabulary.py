@@ -56,7 +56,7 @@ def trim_vocabulary(
     exam = examiner.exam(splits["selection"], smaller.tokenizer.backend_tokenizer, smaller.ends(loaded))
     save_checkpoint(model, smaller.tokenizer, read_layout(checkpoint), exam.prompts[0], out)
     with progress.task("score with the smaller vocabulary", len(exam.prompts), "prompts") as advance:
-        answers = exam.take(TorchTextModel(model, recipe.device), recipe.search.batch_tokens, advance)
+        answers = exam.take(TorchTextModel(model, recipe.main_device), recipe.search.batch_tokens, advance)
     sidecar = read_json(checkpoint / "sieve_edge.json")
     sidecar["prior"]["pruned"] = exam.prior(answers)
     sidecar["selection"]["pruned"] = exam.grade(answers).score

@@ -171,7 +171,7 @@ class Scorer:
         """
         exam = self._exams["selection"].part(0, self._recipe.search.part)
         if isinstance(exam, LabelExam):
-            answers = exam.take(TorchTextModel(model, self._recipe.device), self._recipe.search.batch_tokens)
+            answers = exam.take(TorchTextModel(model, self._recipe.main_device), self._recipe.search.batch_tokens)
             return label_loss(np.asarray(answers), np.asarray(exam.labels))
         return mean_answer_loss(model, self._right)
 
@@ -186,7 +186,7 @@ class Scorer:
             ``(split -> score, of labels after prior correction; the prior)``.
         """
         found, prior = {}, []
-        text_model = TorchTextModel(model, self._recipe.device)
+        text_model = TorchTextModel(model, self._recipe.main_device)
         for split, exam in self._exams.items():
             with self._progress.task(f"score {name}, {split}", len(exam.prompts), "prompts") as advance:
                 answers = exam.take(text_model, self._recipe.search.batch_tokens, advance)
@@ -211,7 +211,7 @@ def right_answers(loaded: LoadedModel, examples: Sequence[Example], recipe: Reci
         [loaded.encode(example.prompt) for example in examples],
         [loaded.encode(example.answer, special=False) for example in examples],
         recipe.tune.batch_tokens,
-        recipe.device,
+        recipe.main_device,
     )
 
 
@@ -244,7 +244,7 @@ def tune_model(
     work.mkdir(parents=True, exist_ok=True)
 
     def loss_of(batch: Batch) -> Tensor:
-        with torch.autocast(recipe.device.split(":")[0], torch.bfloat16, enabled=wanted.dtype == "bfloat16"):
+        with torch.autocast(recipe.main_device.split(":")[0], torch.bfloat16, enabled=wanted.dtype == "bfloat16"):
             logits_BKV = answer_logits(model, prefix, batch)
         if wanted.loss == "answer":
             return answer_loss(logits_BKV, batch)

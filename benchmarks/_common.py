@@ -98,7 +98,7 @@ def load_demo(arguments: argparse.Namespace) -> Demo:
     torch.set_num_threads(arguments.threads)
     target = load_target(arguments.target)
     task, recipe = load_task(target.task), load_recipe(())
-    loaded = load_model(find_model(target.model), recipe.device)
+    loaded = load_model(find_model(target.model), recipe.main_device)
     return Demo(loaded, target, task, recipe, load_splits(task, recipe.seed))
 
 

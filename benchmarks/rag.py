@@ -69,14 +69,14 @@ def _pruned(run: Run) -> dict[str, Any]:
         build(run, "fuse")
     except TaskError as error:
         return {"refused": str(error)}
-    pruned = _score(run, load_checkpoint(run.folder("fuse"), run.recipe.device), quick=False)
+    pruned = _score(run, load_checkpoint(run.folder("fuse"), run.recipe.main_device), quick=False)
     kept = read_json(run.folder("fuse") / "sieve_edge.json")["kept_fraction"]
     return {"kept_linears": kept["linears"], "kept_model": kept["model"], "pruned_score": pruned["score"]}
 
 
 def _score(run: Run, model: Any, quick: bool) -> dict[str, Any]:
     count = QUICK_EXAMPLES if quick else None
-    text_model, prior, found = TorchTextModel(model, run.recipe.device), None, {}
+    text_model, prior, found = TorchTextModel(model, run.recipe.main_device), None, {}
     for split in ("selection", "test"):
         examples = run.splits[split][:count]
         exam = run.examiner.exam(examples, run.loaded.backend, run.loaded.ends)

@@ -66,7 +66,7 @@ def _row(run: Run, strategy: str) -> dict[str, Any]:
     plan = read_plan(run.folder("search"))
     history, _ = read_jsonl(run.folder("search") / "history.jsonl")
     sidecar = read_json(run.folder("fuse") / "sieve_edge.json")
-    model = load_checkpoint(run.folder("fuse"), run.recipe.device)
+    model = load_checkpoint(run.folder("fuse"), run.recipe.main_device)
     return {
         "strategy": strategy,
         "kept_fraction": plan.kept_linears,
@@ -101,7 +101,7 @@ def _unseen(run: Run, name: str, model: Any, prior: list[float]) -> dict[str, fl
     for split in ("test", "transfer"):
         examples = run.splits[split]
         exam = run.examiner.exam(examples, run.loaded.backend, run.loaded.ends)
-        text_model = TorchTextModel(model, run.recipe.device)
+        text_model = TorchTextModel(model, run.recipe.main_device)
         with run.progress.task(f"score {split}", len(examples), "prompts") as advance:
             answers = exam.take(text_model, run.recipe.search.batch_tokens, advance)
         accuracies[f"{split}_accuracy"] = exam.grade(answers, prior).score

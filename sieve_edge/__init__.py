@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 __version__ = "0.1.0"
 
-# torch's library of matrix products (MKL) reads this at its first product. Without it, on some processors, the last bits
-# of a product with one row depend on where its arrays lie in memory, so that a run that goes on, or scores in another
-# process, could end in other bits than one that does not.
+# torch's library of matrix products (MKL) reads this at its first product. Without it, on some processors, the last
+# bits of a product with one row depend on where its arrays lie in memory, so that a run that goes on, or scores in
+# another process, could end in other bits than one that does not.
 os.environ.setdefault("MKL_CBWR", "AUTO")
 
 

@@ -64,7 +64,7 @@ def fuse(
     save_checkpoint(model, loaded.tokenizer, layout, loaded.encode(selection[0].prompt), out)
     exam = examiner.exam(selection, loaded.backend, loaded.ends)
     with progress.task("score the fused model", len(selection), "prompts") as advance:
-        answers = exam.take(TorchTextModel(model, recipe.device), recipe.search.batch_tokens, advance)
+        answers = exam.take(TorchTextModel(model, recipe.main_device), recipe.search.batch_tokens, advance)
     grades = exam.grade(answers)
     scores = {"dense": exam.grade(dense_answers).score, "pruned": grades.score}
     sidecar = {

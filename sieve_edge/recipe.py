@@ -191,7 +191,11 @@ class Recipe(Strict):
     threads: PositiveInt = Field(
         2, description="Torch threads of every stage but validate; recorded, since sums depend on it."
     )
-    device: str = Field("cpu", description="Torch device of every stage but export and validate.")
+    device: str = Field(
+        "cpu",
+        description="Torch device of every stage but export and validate, e.g. cuda; of several, e.g. cuda:0,cuda:1, "
+        "learn uses all and the others the first.",
+    )
     calibration_tokens: Annotated[int, Field(ge=1)] = Field(
         20_000,
         description="Tokens of prompts and answers that the statistics are gathered over; the paper uses 200000.",
@@ -205,6 +209,24 @@ class Recipe(Strict):
     tune: TuneRecipe = Field(default_factory=TuneRecipe, description="Training after pruning.")
     vocabulary: VocabularyRecipe = Field(default_factory=VocabularyRecipe, description="Which tokens are kept.")
     quantize: QuantizeRecipe = Field(default_factory=QuantizeRecipe, description="How weights get smaller numbers.")
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Torch devices that learn deals matrices out to."""
+        return tuple(self.device.split(","))
+
+    @property
+    def main_device(self) -> str:
+        """Torch device of every other stage."""
+        return self.devices[0]
+
+    @field_validator("device")
+    @classmethod
+    def _names(cls, value: str) -> str:
+        names = [name.strip() for name in value.split(",")]
+        if not all(names):
+            raise ValueError("must be names of torch devices, with commas between them")
+        return ",".join(names)
 
     @field_validator("grid")
     @classmethod

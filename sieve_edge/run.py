@@ -82,14 +82,15 @@ class Run:
         """The dense model, its matrices as the target's storage prunes them; no stage changes it."""
         import torch
 
-        from sieve_edge.model.load import load_model
+        from sieve_edge.model.load import check_devices, load_model
         from sieve_edge.model.stored_types import misfits, plan_types, refuse_misfits
         from sieve_edge.model.tokens import check_tokenizer
         from sieve_edge.model.widths import width_specs
 
         torch.set_num_threads(self.recipe.threads)
+        check_devices(self.recipe.devices)
         self.progress.say(f"  loading {self.source.reference}")
-        loaded = load_model(self.source, self.recipe.device)
+        loaded = load_model(self.source, self.recipe.main_device)
         # What the model itself cannot have is refused here, before anything expensive.
         refuse_misfits(misfits(plan_types(loaded.model, self.target)), self.target, self.recipe.quantize)
         if self.recipe.vocabulary.keep != "all":
@@ -228,7 +229,7 @@ def scoring_settings(run: Run) -> dict[str, Any]:
         JSON-compatible settings.
     """
     recipe = run.recipe
-    compute = {"threads": recipe.threads, "device": recipe.device, "batch_tokens": recipe.search.batch_tokens}
+    compute = {"threads": recipe.threads, "device": recipe.main_device, "batch_tokens": recipe.search.batch_tokens}
     asked = settings_json(run.task)
     graded = ("labels", "metric", "pattern", "field", "stop", "max_new_tokens")
     judge = (run.task.judge or JudgeSettings()) if run.task.metric == "judge" else None

@@ -46,7 +46,8 @@ def _learn(run: Run, out: Path) -> Result:
 
     stats = CalibrationStats(run.folder("calibrate"))
     ranks = gradient_levels(run)
-    return learn(run.loaded, stats, run.recipe.learn, ranks, run.recipe.seed, out, run.progress), ()
+    recipe = run.recipe
+    return learn(run.loaded, stats, recipe.learn, ranks, recipe.seed, out, run.progress, recipe.devices), ()
 
 
 def _search(run: Run, out: Path) -> Result:
@@ -128,7 +129,7 @@ def _tune(run: Run, out: Path) -> Result:
     from sieve_edge.tune import tune
 
     checkpoint = run.folder("fuse")
-    fused = load_checkpoint(checkpoint, run.recipe.device)
+    fused = load_checkpoint(checkpoint, run.recipe.main_device)
     told, fallbacks = tune(run.loaded, fused, checkpoint, run.examiner, run.splits, run.recipe, out, run.progress)
     return {**told, **_judged(run)}, fallbacks
 
@@ -140,7 +141,7 @@ def _vocabulary(run: Run, out: Path) -> Result:
     from sieve_edge.vocabulary import trim_vocabulary
 
     checkpoint = run.checkpoint(("tune",))
-    model = load_checkpoint(checkpoint, run.recipe.device)
+    model = load_checkpoint(checkpoint, run.recipe.main_device)
     told = trim_vocabulary(run.loaded, model, checkpoint, run.examiner, run.splits, run.recipe, out, run.progress)
     return {**told, **_judged(run)}, ()
 
@@ -152,7 +153,7 @@ def _quantize(run: Run, out: Path) -> Result:
     if run.target.quantization == "F32":
         # Nothing to plan, so no model has to be loaded.
         return quantize({}, {}, run.target, run.recipe.quantize, out, run.progress)
-    models = {"dense": run.loaded.model, "pruned": load_checkpoint(run.checkpoint(), run.recipe.device)}
+    models = {"dense": run.loaded.model, "pruned": load_checkpoint(run.checkpoint(), run.recipe.main_device)}
     examples = run.splits["calibration"][: run.recipe.quantize.prompts]
     tokenizers = {"dense": run.loaded.tokenizer, "pruned": run.tokenizer}
     prompts = {
@@ -165,6 +166,7 @@ def _quantize(run: Run, out: Path) -> Result:
 def _export(run: Run, out: Path) -> Result:
     from sieve_edge.export import EXPORT_STEPS, export
     from sieve_edge.model.checkpoint import load_checkpoint
+    from sieve_edge.model.load import on_cpu
 
     # One that was merged from an earlier export is not of this one.
     shutil.rmtree(run.root / "merged", ignore_errors=True)
@@ -172,7 +174,7 @@ def _export(run: Run, out: Path) -> Result:
     prompts = [example.prompt for example in run.splits["selection"][:REFERENCE_PROMPTS]]
     with run.progress.task("export", EXPORT_STEPS, "steps") as advance:
         metrics, fallbacks = export(
-            {"dense": run.loaded.model, "pruned": fused},
+            {"dense": on_cpu(run.loaded.model), "pruned": fused},
             {"dense": run.loaded.tokenizer, "pruned": run.tokenizer},
             prompts,
             run.source.name,

@@ -70,7 +70,7 @@ def write_for_timing(model: Any, tokenizer: Any, target: Target, folder: Path) -
     """Write a model as the target loads it, to be timed only: nothing is compared, and weights are rounded simply.
 
     Args:
-        model: transformers model, dense or with factored linears.
+        model: transformers model on any device, dense or with factored linears.
         tokenizer: Its fast tokenizer.
         target: Format and quantization.
         folder: Existing folder.
@@ -82,8 +82,10 @@ def write_for_timing(model: Any, tokenizer: Any, target: Target, folder: Path) -
     from sieve_edge.export.quantize_gguf import quantize_gguf
     from sieve_edge.export.to_gguf import write_gguf
     from sieve_edge.export.to_onnx import write_graph
+    from sieve_edge.model.load import on_cpu
     from sieve_edge.quantize import quantize
 
+    model = on_cpu(model)
     if target.format == "onnx":
         with tempfile.TemporaryDirectory() as plan:
             quantize({"timed": model}, {}, target, QuantizeRecipe(method="nearest"), Path(plan), Progress())

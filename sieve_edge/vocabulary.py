@@ -61,7 +61,9 @@ def trim_vocabulary(
     exams = _exams(examiner, splits, smaller.tokenizer.backend_tokenizer, smaller.ends(loaded))
     save_checkpoint(model, smaller.tokenizer, read_layout(checkpoint), exams["selection"].prompts[0], out)
     with progress.task("score with the smaller vocabulary", len(exams["selection"].prompts), "prompts") as advance:
-        answers = exams["selection"].take(TorchTextModel(model, recipe.device), recipe.search.batch_tokens, advance)
+        answers = exams["selection"].take(
+            TorchTextModel(model, recipe.main_device), recipe.search.batch_tokens, advance
+        )
     found = Scored(exams["selection"].grade(answers).score, exams["selection"].prior(answers))
     trimmed = _scores(model, exams, found, "fewer tokens", recipe, progress)
     sidecar["prior"]["pruned"], sidecar["selection"]["pruned"] = found.prior, found.score
@@ -99,7 +101,7 @@ def _scores(
     """Score a model on the splits that nothing was chosen by, beside what is known of the one that all was."""
     scores = {"selection": selection.score}
     for split in UNSEEN:
-        exam, text_model = exams[split], TorchTextModel(model, recipe.device)
+        exam, text_model = exams[split], TorchTextModel(model, recipe.main_device)
         with progress.task(f"score {split}, {told}", len(exam.prompts), "prompts") as advance:
             answers = exam.take(text_model, recipe.search.batch_tokens, advance)
         scores[split] = exam.grade(answers, selection.prior).score

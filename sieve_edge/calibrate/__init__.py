@@ -64,7 +64,8 @@ def calibrate(
     state = out / "moments.safetensors"
     sums, done = load_moments(state)
     moments = Moments()
-    moments.sums = sums
+    # Matrices are summed where the model runs; counts stay with the CPU.
+    moments.sums = {name: value.to(recipe.main_device) if value.dim() else value for name, value in sums.items()}
     gather_grams(loaded, task, ended, prompts, recipe, moments, int(done.get("grams", 0)), state, progress)
     asked = 0
     if recipe.learn.output_metric == "fisher" and recipe.learn.method == "closed_form":
@@ -88,7 +89,7 @@ def _score_dense(
     task, file = examiner.task, out / DENSE_ANSWERS
     exam = examiner.exam(selection, loaded.backend, loaded.ends)
     if not file.is_file():
-        model = TorchTextModel(loaded.model, recipe.device)
+        model = TorchTextModel(loaded.model, recipe.main_device)
         with progress.task("score dense", len(selection), "prompts") as advance:
             write_json(file, exam.take(model, recipe.search.batch_tokens, advance))
     answers = json.loads(file.read_text(encoding="utf-8"))

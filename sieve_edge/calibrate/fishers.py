@@ -57,11 +57,11 @@ def gather_fishers(
     """
     answered, labels = _answered(loaded, examiner, calibration[: recipe.learn.fisher_prompts], recipe)
     prompts = [list(item.ids) for item in answered]
-    tokens_K = torch.tensor(labels, dtype=torch.int64, device=recipe.device)
+    tokens_K = torch.tensor(labels, dtype=torch.int64, device=recipe.main_device)
     # Positions that predict the answer are run in every batch.
     shared = shared_prefix([item.ids[: len(item.ids) - item.answer_tokens + 1] for item in answered])
     with torch.no_grad():
-        past = run_prefix(loaded.model, prompts[0][:shared], recipe.device)
+        past = run_prefix(loaded.model, prompts[0][:shared], recipe.main_device)
     batches = _batches([len(prompt) for prompt in prompts], shared)
     whole = sum(len(rows) for skipped, rows in batches if skipped == 0)
     checkpoint = Checkpoint(state)
@@ -74,10 +74,10 @@ def gather_fishers(
                 weight = 1.0 if skipped else len(prompts) / whole
                 for batch in _microbatches(loaded, tails, skipped):
                     tokens = [item.ids for item in batch]
-                    weights_BT = _weights(tokens, 0 if skipped else shared, weight).to(recipe.device)
+                    weights_BT = _weights(tokens, 0 if skipped else shared, weight).to(recipe.main_device)
                     with watch_fishers(loaded.model, loaded.specs, moments, weights_BT):
                         present = past if skipped else []
-                        _answer_loss(loaded, batch, present, tokens_K, generator, recipe.device).backward()
+                        _answer_loss(loaded, batch, present, tokens_K, generator, recipe.main_device).backward()
                 moments.add_scalar(FISHER_PROMPTS, torch.tensor(len(rows)))
                 moments.add_scalar(FISHER_TOKENS, torch.tensor(sum(len(prompts[row]) for row in rows)))
                 checkpoint.offer(moments.sums, {"grams": DONE, "fishers": str(index + 1)})
@@ -94,7 +94,7 @@ def _answered(
         common = _common_tokens(exam.answer_ids)
         prompts = [(*prompt, *exam.answer_ids[0][:common]) for prompt in exam.prompts]
         return [Answered(prompt, 1) for prompt in prompts], [answer[common] for answer in exam.answer_ids]
-    model, new_tokens = TorchTextModel(loaded.model, recipe.device), examiner.task.max_new_tokens
+    model, new_tokens = TorchTextModel(loaded.model, recipe.main_device), examiner.task.max_new_tokens
     return with_answers(model, exam.prompts, new_tokens, exam.ended, recipe.search.batch_tokens), []
 
 

@@ -68,12 +68,12 @@ def gather_grams(
         return
     prefix, batches = prefix_and_tails(prompts, GRAM_BATCH_TOKENS)
     # A pass that goes on has counted the prefix already.
-    past = gather_prefix(loaded, sides, moments, prefix, len(prompts) if start == 0 else 0, recipe.device)
+    past = gather_prefix(loaded, sides, moments, prefix, len(prompts) if start == 0 else 0, recipe.main_device)
     checkpoint = Checkpoint(state)
     with progress.task("gather Gram matrices", sum(map(len, prompts)), "tokens") as advance:
         for index, batch in enumerate(batches):
             if index >= start:
-                run_with_answers(loaded, sides, moments, past, batch, task.max_new_tokens, ended, recipe.device)
+                run_with_answers(loaded, sides, moments, past, batch, task.max_new_tokens, ended, recipe.main_device)
                 checkpoint.offer(moments.sums, {"grams": str(index + 1)})
             advance(sum(len(prefix) + len(tail) for tail in batch))
 

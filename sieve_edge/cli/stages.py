@@ -53,6 +53,12 @@ _OPTIONS = (
         help="Setting, e.g. --set tolerance=0.02; may be given again. sieve-edge settings lists all.",
     ),
     click.option(
+        "--device",
+        metavar="DEVICES",
+        help="Torch device of every stage but export and validate, e.g. cuda; of several, e.g. cuda:0,cuda:1, learn "
+        "uses all and the others the first. The same as --set device=DEVICES; default: cpu.",
+    ),
+    click.option(
         "--executor",
         type=click.Choice(["local", "ray"]),
         default="local",
@@ -187,6 +193,7 @@ def _make_run(
     task: str | None,
     run_dir: Path | None,
     plan: int | None,
+    device: str | None,
     settings: tuple[str, ...],
     show: Any,
     merged: bool = False,
@@ -201,12 +208,20 @@ def _make_run(
     if merged:
         check_merged(the_target)
     the_task = load_task(task or the_target.task)
-    recipe = load_recipe(settings)
+    recipe = load_recipe(_with_device(settings, device))
     the_compute = _compute(recipe.device, **compute)
     check_build(the_target, recipe)
     source = find_model(model or the_target.model)
     root = run_dir or Path("runs") / f"{source.name}-{the_task.name}-{the_target.name}"
     return Run(source, the_task, the_target, recipe, root, Progress(show), plan, the_compute)
+
+
+def _with_device(settings: tuple[str, ...], device: str | None) -> tuple[str, ...]:
+    if device is None:
+        return settings
+    if any(setting.startswith("device=") for setting in settings):
+        raise click.UsageError("--device and --set device= say the same; give one of them")
+    return (*settings, f"device={device}")
 
 
 def _compute(device: str, executor: str, ray_address: str | None, workers: int | None, num_gpus: float | None) -> Any:
@@ -217,7 +232,7 @@ def _compute(device: str, executor: str, ray_address: str | None, workers: int |
         if value is not None and executor != "ray":
             raise click.UsageError(f"{name} needs --executor ray")
     if executor == "ray" and device.startswith("cuda") and not num_gpus:
-        raise click.UsageError(f"--executor ray with --set device={device} needs --num-gpus, e.g. --num-gpus 1")
+        raise click.UsageError(f"--executor ray with --device {device} needs --num-gpus, e.g. --num-gpus 1")
     compute = Compute(executor, ray_address, workers, num_gpus or 0.0)
     compute.require()
     return compute
@@ -225,7 +240,7 @@ def _compute(device: str, executor: str, ray_address: str | None, workers: int |
 
 def _command(options: dict[str, Any]) -> str:
     words = ["sieve-edge", "build"]
-    for name in ("target", "model", "task", "run_dir", "plan"):
+    for name in ("target", "model", "task", "run_dir", "plan", "device"):
         if options[name] is not None:
             words += [f"--{name.replace('_', '-')}", str(options[name])]
     for setting in options["settings"]:

@@ -95,7 +95,7 @@ class LlamaTextModel:
         if cache == "f32":
             # Flash attention rounds inside.
             params.flash_attn_type = self._api.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        self.providers = [f"{gpu_layers} layers on the GPU", "CPU"] if gpu_layers else ["CPU"]
+        self.providers = self._placed(gpu_layers)
         self._batch_tokens = params.n_batch
         self._context = self._api.llama_init_from_model(self._model, params)
         if not self._context:
@@ -107,6 +107,11 @@ class LlamaTextModel:
         self._memory = self._api.llama_get_memory(self._context)
         self._free = set(range(sequences))
         self._left: deque[int] = deque()
+
+    def _placed(self, gpu_layers: int) -> list[str]:
+        """Say where layers run; llama.cpp takes any larger number for all of them, of which the output is one more."""
+        layers = min(gpu_layers, self._api.llama_model_n_layer(self._model) + 1)
+        return [f"{layers} layers on the GPU", "CPU"] if layers else ["CPU"]
 
     def forward(
         self,

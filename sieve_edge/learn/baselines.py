@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sieve_edge.learn.projections import Factors
+from sieve_edge.learn.projections import Factors, eye_like
 
 _LEARNING_RATE = 0.1
 
@@ -80,9 +80,7 @@ def gradient_pre(
         LLM-Sieve, section 4.1, eq. (4).
     """
     squared_II = weight_OI.T @ weight_OI
-    basis_IR = _descend(
-        lambda basis: _projector_loss(basis, squared_II, gram_II), weight_OI.shape[1], rank, steps, generator
-    )
+    basis_IR = _descend(lambda basis: _projector_loss(basis, squared_II, gram_II), squared_II, rank, steps, generator)
     return basis_IR.T.contiguous(), weight_OI @ basis_IR
 
 
@@ -104,25 +102,27 @@ def gradient_post(
     Source:
         LLM-Sieve, section 4.1, eq. (5).
     """
-    identity_OO = torch.eye(weight_OI.shape[0], dtype=weight_OI.dtype)
+    identity_OO = eye_like(weight_OI.shape[0], weight_OI)
     basis_OR = _descend(
-        lambda basis: _projector_loss(basis, identity_OO, output_gram_OO), weight_OI.shape[0], rank, steps, generator
+        lambda basis: _projector_loss(basis, identity_OO, output_gram_OO), identity_OO, rank, steps, generator
     )
     return basis_OR.T @ weight_OI, basis_OR
 
 
 def _projector_loss(basis_DR: Tensor, metric_DD: Tensor, gram_DD: Tensor) -> Tensor:
     """Compute ``tr(M (I - P) G (I - P)) / tr(M G)`` for the projector P on an orthonormal basis."""
-    rest_DD = torch.eye(len(gram_DD), dtype=gram_DD.dtype) - basis_DR @ basis_DR.T
+    rest_DD = eye_like(len(gram_DD), gram_DD) - basis_DR @ basis_DR.T
     loss: Tensor = ((metric_DD @ rest_DD) * (gram_DD @ rest_DD).T).sum() / (metric_DD * gram_DD).sum()
     return loss
 
 
 def _descend(
-    loss_of: Callable[[Tensor], Tensor], features: int, rank: int, steps: int, generator: torch.Generator
+    loss_of: Callable[[Tensor], Tensor], metric_DD: Tensor, rank: int, steps: int, generator: torch.Generator
 ) -> Tensor:
     """Descend on an unconstrained A; the projector depends only on its span, which QR gives a basis of."""
-    free_DR = torch.randn(features, rank, generator=generator, dtype=torch.float64).requires_grad_(True)
+    # Drawn on the CPU, so that it is the same for every device.
+    drawn_DR = torch.randn(len(metric_DD), rank, generator=generator, dtype=torch.float64)
+    free_DR = drawn_DR.to(metric_DD.device).requires_grad_(True)
     optimiser = torch.optim.Adam([free_DR], lr=_LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     for _ in range(steps):

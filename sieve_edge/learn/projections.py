@@ -102,7 +102,7 @@ def project_input_side(weight_OI: Tensor, gram_II: Tensor, metric_II: Tensor, re
     """
     root_II, inverse_II, found = roots(gram_II, relative_cut)
     values_I, vectors_II = torch.linalg.eigh(root_II @ metric_II @ root_II)
-    order = torch.arange(len(values_I) - 1, -1, -1)[: min(weight_OI.shape)]
+    order = torch.arange(len(values_I) - 1, -1, -1, device=values_I.device)[: min(weight_OI.shape)]
     basis_IR = vectors_II[:, order]
     down_RI = basis_IR.T @ inverse_II
     up_RO = basis_IR.T @ root_II @ weight_OI.T
@@ -128,12 +128,25 @@ def project_output_side(weight_OI: Tensor, output_gram_OO: Tensor, metric_OO: Te
     root_OO, inverse_OO, _ = roots(metric_OO, relative_cut)
     values_O, vectors_OO = torch.linalg.eigh(root_OO @ output_gram_OO @ root_OO)
     found = int((values_O > relative_cut * values_O[-1]).sum())
-    order = torch.arange(len(values_O) - 1, -1, -1)[: min(weight_OI.shape)]
+    order = torch.arange(len(values_O) - 1, -1, -1, device=values_O.device)[: min(weight_OI.shape)]
     basis_OR = vectors_OO[:, order]
     down_RI = basis_OR.T @ root_OO @ weight_OI
     up_RO = basis_OR.T @ inverse_OO
     energy = float(values_O.clamp(min=0.0).sum())
     return Factors(down_RI, up_RO, tail(values_O.flip(0), len(order)), energy, found)
+
+
+def eye_like(features: int, like: Tensor) -> Tensor:
+    """Make an identity.
+
+    Args:
+        features: D.
+        like: Tensor whose dtype and device it gets.
+
+    Returns:
+        Identity, (D, D).
+    """
+    return torch.eye(features, dtype=like.dtype, device=like.device)
 
 
 def relative_error(weight_OI: Tensor, approximate_OI: Tensor, gram_II: Tensor) -> float:

@@ -6,7 +6,7 @@ Dimension key: O out_features, I in_features, U units alive, Q inputs of a unit,
 import torch
 from torch import Tensor
 
-from sieve_edge.learn.projections import Factors, check_moment, tail
+from sieve_edge.learn.projections import Factors, check_moment, eye_like, tail
 
 _DAMPING = 1e-3
 _ROUNDS = 96
@@ -36,11 +36,11 @@ def keep_inputs(weight_OI: Tensor, gram_II: Tensor, metric_II: Tensor, unit: int
     """
     check_moment(gram_II)
     count = len(gram_II)
-    damped_II = gram_II + _DAMPING * gram_II.diagonal().mean() * torch.eye(count, dtype=gram_II.dtype)
+    damped_II = gram_II + _DAMPING * gram_II.diagonal().mean() * eye_like(count, gram_II)
     order_I = keep_order(damped_II, metric_II, unit)
     root_II = torch.linalg.cholesky(damped_II[order_I][:, order_I])
     down_RI = torch.zeros_like(damped_II)
-    down_RI[:, order_I] = torch.linalg.solve_triangular(root_II, torch.eye(count, dtype=root_II.dtype), upper=False)
+    down_RI[:, order_I] = torch.linalg.solve_triangular(root_II, eye_like(count, root_II), upper=False)
     read_RI = down_RI @ damped_II
     energy_R = ((read_RI @ metric_II) * read_RI).sum(1)
     return Factors(down_RI, read_RI @ weight_OI.T, tail(energy_R, count), float(energy_R.sum()), count)
@@ -57,16 +57,16 @@ def keep_order(gram_II: Tensor, metric_II: Tensor, unit: int) -> Tensor:
     Returns:
         Indices of the inputs, the last to go first; the inputs of a unit stand together, in their own order.
     """
-    alive_K = torch.arange(len(gram_II))
+    alive_K = torch.arange(len(gram_II), device=gram_II.device)
     inverse_KK, metric_KK = torch.linalg.inv(gram_II), metric_II
     at_once = max(len(gram_II) // unit // _ROUNDS, 1)
     gone: list[Tensor] = []
     while True:
         cost_U = _costs(inverse_KK, metric_KK, unit)
         units = cost_U.argsort(stable=True)[:at_once]
-        going_D = (units[:, None] * unit + torch.arange(unit)).flatten()
+        going_D = (units[:, None] * unit + torch.arange(unit, device=units.device)).flatten()
         gone += alive_K[going_D].split(unit)
-        staying = torch.ones(len(alive_K), dtype=torch.bool)
+        staying = torch.ones(len(alive_K), dtype=torch.bool, device=alive_K.device)
         staying[going_D] = False
         alive_K = alive_K[staying]
         if not len(alive_K):

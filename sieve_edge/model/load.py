@@ -5,6 +5,7 @@ import copy
 import functools
 import io
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufCo
 from transformers.utils import logging as transformers_logging
 
 from sieve_edge.artifacts import MatrixSpec
-from sieve_edge.errors import ModelError
+from sieve_edge.errors import EnvironmentMissing, ModelError
 from sieve_edge.model.matrices import find_matrices, known_architectures
 from sieve_edge.model.source import ModelSource
 from sieve_edge.protocols import Chat
@@ -103,6 +104,25 @@ def load_model(source: ModelSource, device: str) -> LoadedModel:
     model = model.to(device).eval().requires_grad_(False)
     specs = tuple(find_matrices(model, config.model_type))
     return LoadedModel(source, model, tokenizer, specs)
+
+
+def check_devices(devices: Sequence[str]) -> None:
+    """Refuse devices that torch cannot use here, before anything expensive.
+
+    Args:
+        devices: Torch devices.
+
+    Raises:
+        EnvironmentMissing: If there is no such device, or this torch was built without it.
+    """
+    for device in devices:
+        try:
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError, ImportError) as error:
+            raise EnvironmentMissing(
+                f"device {device}: torch {torch.__version__} cannot use it here ({_first_line(error)}); run: python -m "
+                "torch.utils.collect_env, which lists what it can, or leave --device out"
+            ) from error
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -215,6 +235,22 @@ def shared_copy(model: Any) -> Any:
     """
     tensors = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
+def on_cpu(model: Any) -> Any:
+    """Give a model on the CPU, where exports read its weights; a model elsewhere stays there for other stages.
+
+    Args:
+        model: Any model.
+
+    Returns:
+        The model itself if it is there, else a copy; weights that were tied still are.
+    """
+    if model.device.type == "cpu":
+        return model
+    moved: dict[int, Any] = {id(tensor): tensor.cpu() for tensor in model.buffers()}
+    moved |= {id(each): nn.Parameter(each.detach().cpu(), each.requires_grad) for each in model.parameters()}
+    return copy.deepcopy(model, moved)
 
 
 def _tokenizer_class(source: ModelSource) -> Any:

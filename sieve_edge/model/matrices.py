@@ -110,7 +110,7 @@ def stacked_bias(model: nn.Module, spec: MatrixSpec) -> Tensor | None:
     biases = []
     for module, features in zip(modules, spec.part_features, strict=True):
         bias = module.bias
-        biases.append(torch.zeros(features) if bias is None else bias.detach())
+        biases.append(torch.zeros(features, device=module.weight.device) if bias is None else bias.detach())
     return torch.cat(biases)
 
 

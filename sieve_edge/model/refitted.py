@@ -85,4 +85,6 @@ def refitted_bank(
     model = shared_copy(loaded.model)
     leaders = install_switchable_(model, loaded.specs, bank)
     switch_(leaders, plan.ranks)
-    return RefittedBank(learned, refit(loaded.model, model, leaders, prefix, tails, settings).factors)
+    factors = refit(loaded.model, model, leaders, prefix, tails, settings).factors
+    # As a bank's file gives them, wherever the model is.
+    return RefittedBank(learned, {name: tensor.cpu() for name, tensor in factors.items()})

@@ -170,7 +170,7 @@ def scoring_data(
     wanted = recipe.search
     calibration = [loaded.encode(example.prompt) for example in splits["calibration"]]
     asked = divergence_prompts(calibration, wanted.guided.divergence_prompts)
-    dense = TorchTextModel(loaded.model, recipe.device)
+    dense = TorchTextModel(loaded.model, recipe.main_device)
     new_tokens = min(task.max_new_tokens, DIVERGENCE_TOKENS)
     answered = with_answers(dense, asked, new_tokens, exam.ended, wanted.batch_tokens)
     prefix, tails = refit_prompts(loaded, calibration, exam, task, recipe)
@@ -184,7 +184,7 @@ def scoring_data(
         refit=refit_settings(stats, loaded.specs, recipe.learn.gradient_weight),
         batch_tokens=wanted.batch_tokens,
         threads=recipe.threads,
-        device=recipe.device,
+        device=recipe.main_device,
     )
 
 
@@ -220,7 +220,7 @@ def refit_prompts(
     wanted = recipe.search
     prompts = list(itertools.islice(_within(calibration, REFIT_TOKENS), wanted.refit_prompts))
     if task.writes:
-        dense = TorchTextModel(loaded.model, recipe.device)
+        dense = TorchTextModel(loaded.model, recipe.main_device)
         answered = with_answers(dense, prompts, task.max_new_tokens, exam.ended, wanted.batch_tokens)
         prompts = [list(item.ids) for item in answered]
     return prefix_and_tails(prompts, wanted.batch_tokens)

@@ -170,7 +170,7 @@ class Scorer:
         """
         exam = self._exams["selection"].part(0, self._recipe.search.part)
         if isinstance(exam, LabelExam):
-            answers = exam.take(TorchTextModel(model, self._recipe.device), self._recipe.search.batch_tokens)
+            answers = exam.take(TorchTextModel(model, self._recipe.main_device), self._recipe.search.batch_tokens)
             return label_loss(np.asarray(answers), np.asarray(exam.labels))
         return mean_answer_loss(model, self._right)
 
@@ -191,7 +191,7 @@ class Scorer:
         prior: list[float] = []
         if known is not None:
             found["selection"], prior = known
-        text_model = TorchTextModel(model, self._recipe.device)
+        text_model = TorchTextModel(model, self._recipe.main_device)
         for split in [split for split in self._exams if split not in found]:
             exam = self._exams[split]
             with self._progress.task(f"score {name}, {split}", len(exam.prompts), "prompts") as advance:
@@ -229,10 +229,10 @@ def tune_model(
     prefix, batches = right_answers(loaded, examples, recipe)
     steps = step_batches([len(batch.ids_BT) for batch in batches], wanted.batch_examples, wanted.epochs, recipe.seed)
     work.mkdir(parents=True, exist_ok=True)
-    dtype = settle(wanted.dtype, recipe.device, work)
+    dtype = settle(wanted.dtype, recipe.main_device, work)
 
     def loss_of(batch: Batch) -> Tensor:
-        with torch.autocast(recipe.device.split(":")[0], torch.bfloat16, enabled=dtype == "bfloat16"):
+        with torch.autocast(recipe.main_device.split(":")[0], torch.bfloat16, enabled=dtype == "bfloat16"):
             logits_BKV = answer_logits(model, prefix, batch)
         if wanted.loss == "answer":
             return answer_loss(logits_BKV, batch)

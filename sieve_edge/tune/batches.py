@@ -76,7 +76,7 @@ def right_answers(loaded: LoadedModel, examples: Sequence[Example], recipe: Reci
         [loaded.encode(example.prompt) for example in examples],
         [loaded.encode(example.answer, special=False) for example in examples],
         recipe.tune.batch_tokens,
-        recipe.device,
+        recipe.main_device,
     )
 
 

@@ -77,6 +77,18 @@ def test_a_stack_shares_its_projection(written):
     assert FORMAT_KEY not in gguf.GGUFReader(folder / "merged.gguf").fields
 
 
+def test_layers_on_the_gpu_are_those_that_the_model_has(written, monkeypatch):
+    _, folder, pairs, _ = written
+    monkeypatch.setattr(runtime(), "llama_supports_gpu_offload", lambda: True)
+    layers = pairs.config.num_hidden_layers
+    for asked, placed in (
+        (0, ["CPU"]),
+        (1, ["1 layers on the GPU", "CPU"]),
+        (999, [f"{layers + 1} layers on the GPU", "CPU"]),
+    ):
+        assert LlamaTextModel(folder / "pairs.gguf", 1, 256, gpu_layers=asked).providers == placed
+
+
 def multiplications(file, monkeypatch):
     """Count the matrix multiplications that llama.cpp does for one token."""
     api = runtime()

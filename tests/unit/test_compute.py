@@ -2,6 +2,7 @@
 
 import socket
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
@@ -10,7 +11,8 @@ from click.testing import CliRunner
 from sieve_edge import compute
 from sieve_edge.cli import cli
 from sieve_edge.compute import Compute
-from sieve_edge.errors import EnvironmentMissing
+from sieve_edge.errors import ConfigError, EnvironmentMissing
+from sieve_edge.resolve import load_recipe
 from sieve_edge.run import Run, stage_settings
 from sieve_edge.search.ray_executor import import_ray
 
@@ -22,6 +24,8 @@ from sieve_edge.search.ray_executor import import_ray
         (["--ray-address", "auto"], "--ray-address needs --executor ray"),
         (["--num-gpus", "1"], "--num-gpus needs --executor ray"),
         (["--executor", "ray", "--set", "device=cuda"], "needs --num-gpus"),
+        (["--executor", "ray", "--device", "cuda:0,cuda:1"], "--device cuda:0,cuda:1 needs --num-gpus"),
+        (["--device", "cuda", "--set", "device=cpu"], "--device and --set device= say the same"),
         (["--executor", "ray", "--workers", "0"], "--workers"),
         (["--executor", "slurm"], "'slurm' is not one of 'local', 'ray'"),
     ],
@@ -59,6 +63,16 @@ def test_no_stage_depends_on_it(make_run):
     runs = [make_run(compute) for compute in (Compute(), Compute("ray", "auto", 3, 0.5))]
     for verb in ("calibrate", "search", "fuse", "export", "validate"):
         assert stage_settings(verb, runs[0]) == stage_settings(verb, runs[1])
+
+
+def test_only_learn_depends_on_devices_after_the_first(make_run):
+    runs = [replace(make_run(Compute()), recipe=load_recipe((f"device={names}",))) for names in ("cpu", "cpu, cpu")]
+    assert [run.recipe.devices for run in runs] == [("cpu",), ("cpu", "cpu")]
+    for verb in ("calibrate", "search", "fuse", "export", "validate"):
+        assert stage_settings(verb, runs[0]) == stage_settings(verb, runs[1])
+    assert stage_settings("learn", runs[0]) != stage_settings("learn", runs[1])
+    with pytest.raises(ConfigError, match="device: must be names of torch devices"):
+        load_recipe(("device=cuda:0,",))
 
 
 @pytest.fixture

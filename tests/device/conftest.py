@@ -90,6 +90,13 @@ class Device:
                     found.append(int(process.name))
         return found
 
+    def workers_left(self, seconds=10):
+        """The same, after those that were told to end had time to."""
+        until = time.monotonic() + seconds
+        while self.workers() and time.monotonic() < until:
+            time.sleep(0.05)
+        return self.workers()
+
     def end_workers(self):
         """So that a test that failed leaves nothing behind."""
         for process in self.workers():

@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import uvicorn
+
+from sieve_edge.device.serve import make_app
 from tests.command import start
 
 
@@ -25,6 +28,21 @@ def said(words, prompt_tokens=10, answer_tokens=1):
         "choices": [choice],
         "usage": usage,
     }
+
+
+@contextmanager
+def running_app(served, log_level="error"):
+    """Serve a model on loopback as ``sieve-edge serve`` does; gives the address up to and with /v1."""
+    server = uvicorn.Server(uvicorn.Config(make_app(served), port=free_port(), log_level=log_level))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        thread.join(0.05)
+    try:
+        yield f"http://127.0.0.1:{server.config.port}/v1"
+    finally:
+        server.should_exit = True
+        thread.join(10)
 
 
 @contextmanager

@@ -3,10 +3,8 @@
 import json
 import subprocess
 import sys
-import threading
 
 import pytest
-import uvicorn
 import yaml
 from click.testing import CliRunner
 
@@ -15,14 +13,13 @@ from sieve_edge.device.completions import LabelPrior
 from sieve_edge.device.ort import OrtTextModel
 from sieve_edge.device.replies import Served
 from sieve_edge.device.runtimes import open_tokenizer
-from sieve_edge.device.serve import make_app
 from sieve_edge.errors import SieveError
 from sieve_edge.protocols import Chat
 from sieve_edge.task.endpoint import Endpoint, evaluate_endpoint
 from sieve_edge.task.examiner import Examiner
 from sieve_edge.task.examples import Example, load_splits
 from sieve_edge.task_config import Task
-from tests.servers import await_server, fault_server, free_port, said
+from tests.servers import await_server, fault_server, free_port, running_app, said
 from tests.tiny_onnx import make_examples, make_task, write_folder
 
 EXAMPLES = [Example("t", f"prompt {index}:", index % 2) for index in range(4)]
@@ -116,14 +113,8 @@ def served(folder):
 
 @pytest.fixture(scope="module")
 def url(served):
-    server = uvicorn.Server(uvicorn.Config(make_app(served), port=free_port(), log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        thread.join(0.05)
-    yield f"http://127.0.0.1:{server.config.port}/v1"
-    server.should_exit = True
-    thread.join(10)
+    with running_app(served) as url:
+        yield url
 
 
 def expected_score(task, examples, served, **changes):

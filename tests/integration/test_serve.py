@@ -1,24 +1,20 @@
 """The server: what openai's client gets from an artifact, and that it scores what validate said."""
 
-import threading
-
 import numpy as np
 import openai
 import pytest
-import uvicorn
 
 from sieve_edge.cli.serve import open_served
 from sieve_edge.device.completions import LabelPrior, Sampling, complete, label_prior
 from sieve_edge.device.ort import OrtTextModel
 from sieve_edge.device.replies import Served
 from sieve_edge.device.runtimes import open_tokenizer
-from sieve_edge.device.serve import make_app
 from sieve_edge.errors import ArtifactError
 from sieve_edge.protocols import Chat
 from sieve_edge.task.endpoint import Endpoint, evaluate_endpoint
 from sieve_edge.task.examiner import Examiner
 from tests.command import command, last_json
-from tests.servers import free_port, serving
+from tests.servers import running_app, serving
 from tests.tiny_onnx import LABELS, WORDS, make_examples, make_task, write_folder
 
 PROMPT = "Review: fine film Mood:"
@@ -38,14 +34,8 @@ def served(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def url(served):
-    server = uvicorn.Server(uvicorn.Config(make_app(served), port=free_port(), log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        thread.join(0.05)
-    yield f"http://127.0.0.1:{server.config.port}/v1"
-    server.should_exit = True
-    thread.join(10)
+    with running_app(served) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,12 @@
 
 import json
 import socket
-import threading
 import time
 from contextlib import contextmanager
 
 import numpy as np
 import openai
 import pytest
-import uvicorn
 from click.testing import CliRunner
 from tokenizers import AddedToken, Tokenizer, decoders
 from tokenizers.models import WordLevel
@@ -21,10 +19,10 @@ from sieve_edge.cli.serve import open_served
 from sieve_edge.device.api import ChatCompletion
 from sieve_edge.device.completions import LabelPrior
 from sieve_edge.device.replies import Served
-from sieve_edge.device.serve import make_app, open_port
+from sieve_edge.device.serve import open_port
 from sieve_edge.errors import SieveError
 from sieve_edge.task.generate import Ending, answer_greedily
-from tests.servers import free_port
+from tests.servers import free_port, running_app
 from tests.tiny_onnx import make_target, write_folder
 
 PIECES = ("a", "b", "Ã", "©", "<|im_end|>", "Ġno", "!")
@@ -63,16 +61,8 @@ def make_served(model, ends=()):
 
 @contextmanager
 def running(served):
-    server = uvicorn.Server(uvicorn.Config(make_app(served), port=free_port(), log_level="critical"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        thread.join(0.05)
-    try:
-        yield openai.OpenAI(base_url=f"http://127.0.0.1:{server.config.port}/v1", api_key="none", max_retries=0)
-    finally:
-        server.should_exit = True
-        thread.join(10)
+    with running_app(served, "critical") as url:
+        yield openai.OpenAI(base_url=url, api_key="none", max_retries=0)
 
 
 def ask(client, **changes):

@@ -7,6 +7,8 @@ TARGET ?= x86-cpu
 PY := .venv/bin/python
 # The build of ONNX Runtime that the target's file asks for; TARGET is a shipped name or a YAML file.
 ONNX = $(if $(filter onnx-gpu,$(firstword $(shell scripts/target.sh '$(TARGET)'))),onnx-gpu,onnx)
+# The build of TARGET that was touched last: there may be several, of other models and tasks.
+RUN = $(shell ls -td runs/*-$(basename $(notdir $(TARGET))) | head -n 1)
 BENCHMARKS := $(patsubst benchmarks/%.py,%,$(filter-out benchmarks/_% benchmarks/readme.py benchmarks/pictures.py benchmarks/rag.py,$(wildcard benchmarks/*.py)))
 
 help:  ## List the commands and their variables
@@ -46,10 +48,10 @@ test-slow: setup  ## Run the tests that take minutes each
 
 test-interop: export ENGINE = local
 test-interop: build  ## Load TARGET's exported folder with optimum and onnxruntime-genai, in environments of their own
-	$(PY) tests/interop/check_interop.py runs/*-$(TARGET)/export/pruned .interop
+	$(PY) tests/interop/check_interop.py $(RUN)/export/pruned .interop
 
 test-vllm: build  ## Serve TARGET's fused checkpoint with vLLM, in an environment of its own
-	$(PY) -m tests.vllm.check_vllm runs/*-$(TARGET) .interop
+	$(PY) -m tests.vllm.check_vllm $(RUN) .interop
 
 test-containers:  ## Build both images and run them on amd64 and emulated arm64, without Docker's engine (as root)
 	docker/prove.sh

@@ -13,12 +13,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from sieve_edge.artifacts import read_manifest
 from sieve_edge.files import read_json
 from sieve_edge.model.checkpoint import load_checkpoint
 from sieve_edge.model.load import load_model
 from sieve_edge.model.source import find_model
-from sieve_edge.resolve import load_target
 from tests.interop.check_interop import make_environment
 
 PROMPTS, NEW_TOKENS = 8, 16
@@ -90,8 +88,7 @@ def main() -> int:
     """Compare; exit code 1 if a token differs."""
     run, environments = Path(sys.argv[1]), Path(sys.argv[2])
     prompts = read_json(run / "validate" / "sample.json")["job"]["prompts"][:PROMPTS]
-    target = load_target(read_manifest(run / "validate").settings["target"]["name"])
-    loaded = load_model(find_model(target.model), "cpu")
+    loaded = load_model(find_model(read_json(run / "result.json")["source"]["reference"]), "cpu")
     python = vllm_python(environments / "vllm")
     report: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:

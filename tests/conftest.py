@@ -24,6 +24,8 @@ torch.set_num_threads(1)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give every test its folder's time cap, fixtures included, and skip what this machine cannot run."""
     tests = Path(__file__).parent
+    # The longest first, so that no worker is left with them when the others have ended.
+    items.sort(key=lambda item: item.path.relative_to(tests).parts[0] != "real")
     for item in items:
         folder = item.path.relative_to(tests).parts[0]
         if folder in SECONDS and item.get_closest_marker("timeout") is None:

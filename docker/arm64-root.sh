@@ -3,6 +3,8 @@
 #
 #   docker/arm64-root.sh FOLDER
 #
+# It has a /proc of its own while it is there: `umount -R FOLDER/proc` before it is removed.
+#
 # Needs mmdebstrap, arch-test, qemu-user-static and binfmt-support. FOLDER and those above it must be root's alone, since
 # sshd changes its root to it.
 set -Eeuo pipefail
@@ -32,5 +34,12 @@ if [[ ! -x $root/usr/bin/python3 ]]; then
     mkdir -p "$root/root" "$root/tmp" "$root/dev"
     [[ -c $root/dev/null ]] || mknod -m 666 "$root/dev/null" c 1 3
     [[ -c $root/dev/urandom ]] || mknod -m 666 "$root/dev/urandom" c 1 9
+fi
+# ONNX Runtime opens weights through /proc, and reads the processor's features there: it would see this machine's own.
+mkdir -p "$root/proc"
+if ! mountpoint -q "$root/proc"; then mount -t proc proc "$root/proc"; fi
+if ! mountpoint -q "$root/proc/cpuinfo"; then
+    printf 'processor\t: 0\nFeatures\t: fp asimd evtstrm crc32 cpuid\nCPU implementer\t: 0x41\nCPU part\t: 0xd08\n' >"$root/cpuinfo"
+    mount --bind "$root/cpuinfo" "$root/proc/cpuinfo"
 fi
 chroot "$root" /usr/bin/python3 -c 'import platform; print(platform.machine(), platform.python_version())'

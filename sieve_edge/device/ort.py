@@ -157,6 +157,8 @@ def _open(graph: Path | bytes, threads: int, provider: str, half: bool) -> tuple
     extra = "onnx" if provider == _CPU else "onnx-gpu"
     # The two builds share their files, so the other one has to go first.
     fix = f"run: pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'sieve-edge[{extra}]'"
+    # It would keep an identifier and a database in the user's cache, on a device that has to be left as it was found.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         runtime = importlib.import_module("onnxruntime")
     except ImportError as error:

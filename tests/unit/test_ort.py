@@ -1,5 +1,7 @@
 """What ONNX Runtime is asked for on accelerators, seen by a stand-in for it: no accelerator is here."""
 
+import os
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -8,6 +10,7 @@ import pytest
 from sieve_edge.device.ort import GRAPH, OrtGraph, OrtTextModel
 from sieve_edge.device.process import runtime_fields
 from sieve_edge.resolve import load_target
+from tests.tiny_onnx import write_folder
 
 CPU, CUDA, TENSORRT = (f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Tensorrt"))
 TOKENS = ("input_ids", "attention_mask", "position_ids")
@@ -100,3 +103,16 @@ def test_only_16_bit_weights_are_computed_in_16_bits():
     assert runtime_fields(target, True)["half"] is True
     assert "half" not in runtime_fields(target, False)
     assert "half" not in runtime_fields(target.model_copy(update={"quantization": "F32"}), True)
+
+
+@pytest.mark.timeout(60)
+def test_running_a_folder_leaves_nothing_in_the_users_home(tmp_path):
+    folder = write_folder(tmp_path / "pruned")
+    (tmp_path / "home").mkdir()
+    told = {
+        name: value for name, value in os.environ.items() if name not in ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")
+    }
+    script = "import pathlib, sys; from sieve_edge.device.ort import OrtTextModel as M; M(pathlib.Path(sys.argv[1]), 1)"
+    environment = {**told, "HOME": str(tmp_path / "home")}
+    subprocess.run([sys.executable, "-c", script, folder], env=environment, check=True)
+    assert not list((tmp_path / "home").iterdir())

@@ -128,7 +128,7 @@ def _write(job: Job, tell: Callable[[str | Exception | None], Any]) -> None:
     try:
         for event in job.events():
             tell(event)
-    except Exception as error:
+    except Exception as error:  # not swallowed: the reader raises it
         last = error
     finally:
         tell(last)

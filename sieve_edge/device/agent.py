@@ -203,6 +203,9 @@ def _end_former(folder: Path) -> None:
     """End what an earlier request still does in this folder.
 
     Nothing tells a worker that its connection was lost, and its job is asked for again: two would disturb each other.
+
+    Raises:
+        OSError: They do not end.
     """
     for _ in range(_ENDINGS):
         former = _at_work(os.path.realpath(str(folder)))
@@ -212,6 +215,7 @@ def _end_former(folder: Path) -> None:
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
         time.sleep(_ENDING_SECONDS)
+    raise OSError(f"processes of an earlier request do not end: {former}; end them there, or restart the device")
 
 
 def _at_work(folder: str) -> list[int]:

@@ -35,8 +35,9 @@ cut = fault.pop(0) if fault else None
 (place / "faults.json").write_text(json.dumps({{**faults, request["kind"]: fault}}))
 if cut == "left":
     said = place / "said"
-    said.write_text("")
-    with said.open("wb") as file:
+    # A new file: a worker that was left before may still write into the one it has.
+    said.unlink(missing_ok=True)
+    with said.open("xb") as file:
         left = subprocess.Popen(["sh", "-c", sys.argv[-1]], stdin=subprocess.PIPE, stdout=file, stderr=file,
             cwd=place / "home", start_new_session=True)
     left.stdin.write(data)
@@ -89,13 +90,6 @@ class Device:
                 if inside and b"sieve_edge.device.worker" in (process / "cmdline").read_bytes():
                     found.append(int(process.name))
         return found
-
-    def workers_left(self, seconds=10):
-        """The same, after those that were told to end had time to."""
-        until = time.monotonic() + seconds
-        while self.workers() and time.monotonic() < until:
-            time.sleep(0.05)
-        return self.workers()
 
     def end_workers(self):
         """So that a test that failed leaves nothing behind."""

@@ -1,5 +1,8 @@
 """What the device's side says of the machine it is on."""
 
+import io
+import json
+
 from sieve_edge.device import agent
 
 
@@ -22,3 +25,16 @@ def test_only_what_slows_a_processor_is_throttling(tmp_path, monkeypatch):
         (device / "type").write_text(kind + "\n")
         (device / "cur_state").write_text(state + "\n")
     assert agent.facts()["throttled"] == {"cooling_device2 thermal-cpufreq-0": "3", "cooling_device4 Processor": "7"}
+
+
+def test_what_does_not_end_is_an_error(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(agent, "_at_work", lambda folder: [12345678])
+    monkeypatch.setattr(agent.os, "kill", lambda process, signal: None)
+    monkeypatch.setattr(agent, "_ENDING_SECONDS", 0.0)
+    request = json.dumps({"kind": "listing", "folder": str(tmp_path), "files": []}).encode()
+    (tmp_path / agent.CREATED).write_text(str(tmp_path))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(request + b"\n")))
+    assert agent.main() == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "error": "processes of an earlier request do not end: [12345678]; end them there, or restart the device"
+    }

@@ -176,11 +176,11 @@ def test_a_worker_that_a_lost_connection_left_is_ended(device, folders, tmp_path
         assert len(device.workers()) == 1
         job = {"job": "score", "prompts": [[1, 2]], "answers": [[1], [2]], "batch_tokens": 8}
         assert place.run({**job, "folder": str(folders["dense"])}, None)["answers"]
-        assert not device.workers_left()
+        assert not device.workers()
         device.fail("work", *["left"] * remote.ATTEMPTS)
         with pytest.raises(ConnectionLost):
             place.run(endless(folders["dense"]), None)
-    assert not device.workers_left()
+    assert not device.workers()
     assert not list(device.home.iterdir())
 
 
@@ -190,7 +190,7 @@ def test_an_interrupted_validation_leaves_nothing_there(sshd, folders, tmp_path)
 
     with pytest.raises(KeyboardInterrupt), over(sshd.connection, folders, tmp_path / "cache") as place:
         place.run(endless(folders["dense"]), interrupt)
-    assert not sshd.workers_left()
+    assert not sshd.workers()
     assert not list(sshd.home.iterdir())
 
 

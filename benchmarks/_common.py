@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from benchmarks._tables import RESULTS
 from sieve_edge.config import Target
 from sieve_edge.device.agent import processor
 from sieve_edge.files import write_json
@@ -25,7 +26,6 @@ from sieve_edge.run import Run
 from sieve_edge.task.examples import Example, load_splits, splits_sha256
 from sieve_edge.task_config import Task
 
-RESULTS = Path(__file__).parent / "results"
 QUICK_UNIFORM = (
     "calibration_tokens=3000",
     "learn.fisher_prompts=32",

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks._common import RESULTS, machine, versions
+from benchmarks._common import machine, versions
+from benchmarks._tables import RESULTS
 from sieve_edge.errors import TaskError
 from sieve_edge.files import read_json, write_json
 from sieve_edge.model.checkpoint import load_checkpoint

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 from click.testing import CliRunner
 
+from benchmarks._tables import RESULTS, TABLES
 from sieve_edge.cli import cli
 from sieve_edge.files import read_json, write_json
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = ("README.md", "docs/measurements.md")
 
 
@@ -58,12 +57,7 @@ def render(text: str) -> str:
     """
     parts = {
         "results": results,
-        "search": search,
-        "waterfall": waterfall,
-        "runtime": runtime,
-        "fixed": fixed,
-        "operators": operators,
-        "containers": containers,
+        **TABLES,
         "help": help_text,
         "files": files,
     }
@@ -113,143 +107,6 @@ def _table(result: dict[str, Any]) -> str:
             *lines,
         ]
     )
-
-
-def search() -> str:
-    """Make the table of the search strategies.
-
-    Returns:
-        Markdown.
-    """
-    kept = read_json(RESULTS / "search.json")
-    columns = ("strategy", "kept_fraction", "selection_accuracy", "test_accuracy", "transfer_accuracy")
-    counts = ("evaluations", "tokens_scored")
-    lines = [[name.replace("_", " ") for name in (*columns, *counts)], ["---"] * len((*columns, *counts))]
-    for row in kept["rows"]:
-        figures = [f"{row[name]:.3f}" for name in columns[1:]]
-        lines.append([row["strategy"], *figures, *(f"{row[name]:,}" for name in counts)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def waterfall() -> str:
-    """Make the table of what each step of a build is worth.
-
-    Returns:
-        Markdown.
-    """
-    file = RESULTS / "waterfall.json"
-    if not file.is_file():
-        return "Not measured yet."
-    columns = {"size_mib": "MiB", "test_accuracy": "test accuracy", "transfer_accuracy": "transfer accuracy"}
-    columns |= {
-        "time_per_answer_ms": "ms an answer",
-        "tokens_per_s": "tokens/s",
-        "prompt_tokens_per_s": "prompt tokens/s",
-    }
-    digits = (0, 3, 3, 1, 1, 0)
-    lines = [["format", "step", "weights", *columns.values()], ["---"] * (3 + len(columns))]
-    for row in read_json(file)["rows"]:
-        values = zip((row[name] for name in columns), digits, strict=True)
-        cells = ["" if value is None else f"{value:.{places}f}" for value, places in values]
-        lines.append([row["format"], row["step"], row["weights"], *cells])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def runtime() -> str:
-    """Make the table of speeds by runtime, weights and form, with two threads.
-
-    Returns:
-        Markdown.
-    """
-    file = RESULTS / "runtime.json"
-    if not file.is_file():
-        return "Not measured yet: `python -m benchmarks.runtime`."
-    columns = ("model", "runtime", "weights", "form", "kept", "MiB")
-    ratios = ("decode ratio", "decode bound", "prompt ratio", "prompt bound")
-    lines = [[*columns, *ratios], ["---"] * len((*columns, *ratios))]
-    for row in read_json(file)["rows"]:
-        if row["threads"] == 2:
-            words = [str(row[name]) for name in columns[:4]]
-            lines.append([*words, f"{row['kept']:.2f}", f"{row['MiB']:.0f}", *(f"{row[name]:.2f}" for name in ratios)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def fixed() -> str:
-    """Split times into what grows with bytes or multiplications and what does not, by lines through dense and pairs.
-
-    Returns:
-        Markdown.
-    """
-    file = RESULTS / "runtime.json"
-    if not file.is_file():
-        return "Not measured yet: `python -m benchmarks.runtime`."
-    forms: dict[tuple[str, ...], list[tuple[float, ...]]] = {}
-    for row in read_json(file)["rows"]:
-        if row["form"].split()[0] in ("dense", "pair"):
-            key = (row["model"], row["runtime"], row["weights"], str(row["threads"]))
-            decode = (row["MiB"], 1e3 / row["decode tok/s"])
-            forms.setdefault(key, []).append((*decode, 1.0 / row["prompt bound"], 1e3 / row["prompt tok/s"]))
-    kinds = ("dense decode step, ms", "prompt, ms a token")
-    head: tuple[str, ...] = (
-        "model",
-        "runtime",
-        "weights",
-        "threads",
-        *(f"{kind}{more}" for kind in kinds for more in ("", ": fixed")),
-    )
-    lines = [head, ("---",) * len(head)]
-    for measured, points in forms.items():
-        mib, step_ms, multiplications, token_ms = np.asarray(points).T
-        cells = []
-        for size, spent_ms in ((mib, step_ms), (multiplications, token_ms)):
-            slope, fixed_ms = np.polyfit(size, spent_ms, 1)
-            miss = np.abs(slope * size + fixed_ms - spent_ms).max()
-            cells += [f"{spent_ms[0]:.1f}", f"{fixed_ms:.1f} (line within {miss:.1f})"]
-        lines.append((*measured, *cells))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def operators() -> str:
-    """Make the table of where a decode step and a prompt spend their time, the five longest operators of each.
-
-    Returns:
-        Markdown.
-    """
-    file = RESULTS / "operators.json"
-    if not file.is_file():
-        return "Not measured yet: `python -m benchmarks.operators`."
-    spent: dict[tuple[str, ...], list[tuple[str, float]]] = {}
-    columns = ("model", "runtime", "weights", "phase", "form")
-    for row in read_json(file)["rows"]:
-        spent.setdefault(tuple(row[name] for name in columns), []).append((row["operator"], row["ms"]))
-    lines = [[*columns, "ms", "of these"], ["---"] * 7]
-    for key, times in sorted(spent.items(), key=lambda item: item[0][:4]):
-        longest = ", ".join(f"{name} {ms:.1f}" for name, ms in times[:5])
-        lines.append([*key, f"{sum(ms for _, ms in times):.1f}", longest])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def containers() -> str:
-    """Make the tables of the container images and of what was run in them.
-
-    Returns:
-        Markdown.
-    """
-    file = RESULTS / "containers.json"
-    if not file.is_file():
-        return "Not measured yet: `make test-containers`."
-    kept = read_json(file)
-    lines = [["image", "for", "MiB", "of these its base"], ["---"] * 4]
-    lines += [[row["image"], row["arch"], f"{row['MiB']:.0f}", f"{row['base MiB']:.0f}"] for row in kept["images"]]
-    heads = ["build", "validated on", "test accuracy there, in the build", "largest logit difference"]
-    lines += [[], heads, ["---"] * 4]
-    for row in kept["devices"]:
-        scores = [f"{row[name]:.3f}" for name in ("test accuracy", "in the build") if name in row]
-        where = f"{row['arch']}, emulated" if row["emulated"] else row["arch"]
-        lines.append([row["build"], where, ", ".join(scores) or "not scored", f"{row['largest logit difference']:.1e}"])
-    tables = [f"| {' | '.join(line)} |" if line else "" for line in lines]
-    builds = [f"Build {row['build']}, {row['seconds'] / 60:.1f} minutes: `{row['command']}`." for row in kept["builds"]]
-    return "\n".join([*tables, "", *builds])
 
 
 def help_text() -> str:

@@ -194,7 +194,7 @@ class Recipe(Strict):
     device: str = Field(
         "cpu",
         description="Torch device of every stage but export and validate, e.g. cuda; of several, e.g. cuda:0,cuda:1, "
-        "learn uses all and the others the first.",
+        "calibrate and learn use all and the others the first.",
     )
     calibration_tokens: Annotated[int, Field(ge=1)] = Field(
         20_000,
@@ -212,7 +212,7 @@ class Recipe(Strict):
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """Torch devices that learn deals matrices out to."""
+        """Torch devices that calibrate deals batches out to, and learn matrices."""
         return tuple(self.device.split(","))
 
     @property

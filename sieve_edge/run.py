@@ -153,7 +153,8 @@ def _calibrate(run: Run, recipe: Tree, task: Tree, target: Tree) -> Tree:
     lengths = {"calibration_tokens": recipe["calibration_tokens"], "max_new_tokens": task["max_new_tokens"]}
     # Pairs and pivots share their statistics; widths need others.
     sides = {"storage": "width"} if target["storage"] == "width" else {}
-    return {**scoring_settings(run), **gathered, **lengths, **sides}
+    # Sums of several devices are rounded otherwise than those of one.
+    return {**scoring_settings(run), "device": recipe["device"], **gathered, **lengths, **sides}
 
 
 def _learn(run: Run, recipe: Tree, _: Tree, __: Tree) -> Tree:

@@ -13,11 +13,12 @@ import torch
 
 from sieve_edge.calibrate.fishers import DONE, gather_fishers
 from sieve_edge.calibrate.grams import gather_grams
+from sieve_edge.calibrate.replicas import replicate, total
 from sieve_edge.errors import CalibrationError, TaskError
 from sieve_edge.files import write_json
 from sieve_edge.model.flat import TorchTextModel
 from sieve_edge.model.load import LoadedModel
-from sieve_edge.model.statistics import Moments, load_moments, save_moments
+from sieve_edge.model.statistics import load_moments, save_moments
 from sieve_edge.progress import Progress
 from sieve_edge.recipe import Recipe
 from sieve_edge.task.evaluate import score_interval
@@ -39,15 +40,16 @@ def calibrate(
     """Score the dense model, then gather Gram and Fisher matrices.
 
     Reads the model and two splits; writes ``dense_answers.json`` and ``moments.safetensors`` to ``out``. May be
-    interrupted: it goes on at the batch that was not finished. Costs one forward pass over
-    ``calibration_tokens``, and one backward pass over ``fisher_prompts`` where the recipe wants the Fisher metric.
+    interrupted: it goes on at the batch that was not finished. Costs one forward pass over ``calibration_tokens``,
+    and one backward pass over ``fisher_prompts`` where the recipe wants the Fisher metric; batches of both are dealt
+    out to the recipe's devices.
 
     Args:
         loaded: Dense model.
         examiner: Says what is asked.
         calibration: Examples whose prompts are run.
         selection: Examples that the dense model is scored on.
-        recipe: Tokens, learning method, seed.
+        recipe: Tokens, learning method, seed, devices.
         out: Work folder; kept when interrupted.
         progress: Where progress is shown.
 
@@ -63,17 +65,13 @@ def calibrate(
     ended = examiner.exam(calibration[:1], loaded.backend, loaded.ends).ended
     state = out / "moments.safetensors"
     sums, done = load_moments(state)
-    moments = Moments()
-    # Matrices are summed where the model runs; counts stay with the CPU.
-    moments.sums = {name: value.to(recipe.main_device) if value.dim() else value for name, value in sums.items()}
-    gather_grams(loaded, task, ended, prompts, recipe, moments, int(done.get("grams", 0)), state, progress)
+    replicas = replicate(loaded, recipe.devices, sums)
+    gather_grams(replicas, task, ended, prompts, recipe.learn, int(done.get("grams", 0)), state, progress)
     asked = 0
     if recipe.learn.output_metric == "fisher" and recipe.learn.method == "closed_form":
-        asked = gather_fishers(
-            loaded, examiner, calibration, recipe, moments, int(done.get("fishers", 0)), state, progress
-        )
+        asked = gather_fishers(replicas, examiner, calibration, recipe, int(done.get("fishers", 0)), state, progress)
     weights = "all 1" if asked == 0 else f"all 1; gradient energy, {asked} prompts"
-    full = moments.full()
+    full = total(replicas).full()
     for name, value in full.items():
         if not bool(torch.isfinite(value).all()):
             raise CalibrationError(f"{name} is not finite after {tokens} tokens; the model overflows on these prompts")

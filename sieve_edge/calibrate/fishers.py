@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sieve_edge.calibrate.replicas import Replica, deal, replica_sums
 from sieve_edge.model.flat import TorchTextModel, cache_of, run_prefix
 from sieve_edge.model.load import LoadedModel
-from sieve_edge.model.statistics import FISHER_PROMPTS, FISHER_TOKENS, Checkpoint, Moments
+from sieve_edge.model.statistics import FISHER_PROMPTS, FISHER_TOKENS, Checkpoint
 from sieve_edge.model.watch import watch_fishers
 from sieve_edge.progress import Progress
 from sieve_edge.recipe import Recipe
@@ -31,11 +32,10 @@ DONE = str(2**31)
 
 
 def gather_fishers(
-    loaded: LoadedModel,
+    replicas: Sequence[Replica],
     examiner: Examiner,
     calibration: Sequence[Example],
     recipe: Recipe,
-    moments: Moments,
     start: int,
     state: Path,
     progress: Progress,
@@ -43,11 +43,10 @@ def gather_fishers(
     """Take the answer's loss back through the model, adding to the Fisher matrices.
 
     Args:
-        loaded: Dense model.
+        replicas: Dense model on every device, and where the sums go.
         examiner: Says what is asked.
         calibration: Examples; the first ``fisher_prompts`` are run.
-        recipe: Prompts, seed, device.
-        moments: Where the sums go.
+        recipe: Prompts, seed.
         start: Batches that are done already.
         state: File that the sums are kept in.
         progress: Where progress is shown.
@@ -55,46 +54,49 @@ def gather_fishers(
     Returns:
         Prompts that were run.
     """
-    answered, labels = _answered(loaded, examiner, calibration[: recipe.learn.fisher_prompts], recipe)
+    answered, labels = _answered(replicas[0], examiner, calibration[: recipe.learn.fisher_prompts], recipe)
     prompts = [list(item.ids) for item in answered]
-    tokens_K = torch.tensor(labels, dtype=torch.int64, device=recipe.main_device)
     # Positions that predict the answer are run in every batch.
     shared = shared_prefix([item.ids[: len(item.ids) - item.answer_tokens + 1] for item in answered])
     with torch.no_grad():
-        past = run_prefix(loaded.model, prompts[0][:shared], recipe.main_device)
+        pasts = {each.device: run_prefix(each.loaded.model, prompts[0][:shared], each.device) for each in replicas}
     batches = _batches([len(prompt) for prompt in prompts], shared)
-    whole = sum(len(rows) for skipped, rows in batches if skipped == 0)
+    sizes = [sum(len(prompts[row]) for row in rows) for _, rows in batches]
+    # What the prefix adds is gathered on the whole prompts alone, and stands for all.
+    weight = len(prompts) / sum(len(rows) for skipped, rows in batches if skipped == 0)
+
+    def run(index: int, on: Replica) -> None:
+        skipped, rows = batches[index]
+        generator = torch.Generator().manual_seed(recipe.seed * 100_003 + index)
+        tails = [Answered(item.ids[skipped:], item.answer_tokens) for item in (answered[row] for row in rows)]
+        tokens_K = torch.tensor(labels, dtype=torch.int64, device=on.device)
+        for batch in _microbatches(on.loaded, tails, skipped):
+            weights_BT = _weights([item.ids for item in batch], 0 if skipped else shared, 1.0 if skipped else weight)
+            with watch_fishers(on.loaded.model, on.loaded.specs, on.moments, weights_BT.to(on.device)):
+                past = pasts[on.device] if skipped else []
+                _answer_loss(on.loaded, batch, past, tokens_K, generator, on.device).backward()
+        on.moments.add_scalar(FISHER_PROMPTS, torch.tensor(len(rows)))
+        on.moments.add_scalar(FISHER_TOKENS, torch.tensor(sizes[index]))
+
     checkpoint = Checkpoint(state)
-    with progress.task("gather Fisher matrices", sum(map(len, prompts)), "tokens") as advance:
-        for index, (skipped, rows) in enumerate(batches):
-            if index >= start:
-                generator = torch.Generator().manual_seed(recipe.seed * 100_003 + index)
-                tails = [Answered(item.ids[skipped:], item.answer_tokens) for item in (answered[row] for row in rows)]
-                # What the prefix adds is gathered on the whole prompts alone, and stands for all.
-                weight = 1.0 if skipped else len(prompts) / whole
-                for batch in _microbatches(loaded, tails, skipped):
-                    tokens = [item.ids for item in batch]
-                    weights_BT = _weights(tokens, 0 if skipped else shared, weight).to(recipe.main_device)
-                    with watch_fishers(loaded.model, loaded.specs, moments, weights_BT):
-                        present = past if skipped else []
-                        _answer_loss(loaded, batch, present, tokens_K, generator, recipe.main_device).backward()
-                moments.add_scalar(FISHER_PROMPTS, torch.tensor(len(rows)))
-                moments.add_scalar(FISHER_TOKENS, torch.tensor(sum(len(prompts[row]) for row in rows)))
-                checkpoint.offer(moments.sums, {"grams": DONE, "fishers": str(index + 1)})
-            advance(sum(len(prompts[row]) for row in rows))
+    with progress.task("gather Fisher matrices", sum(sizes), "tokens") as advance:
+        advance(sum(sizes[:start]))
+        for done in deal(run, start, len(batches), replicas):
+            checkpoint.offer(replica_sums(replicas), {"grams": DONE, "fishers": str(done.stop)})
+            advance(sum(sizes[done.start : done.stop]))
     return len(prompts)
 
 
 def _answered(
-    loaded: LoadedModel, examiner: Examiner, examples: Sequence[Example], recipe: Recipe
+    on: Replica, examiner: Examiner, examples: Sequence[Example], recipe: Recipe
 ) -> tuple[list[Answered], list[int]]:
     """Find the positions whose loss counts: where labels differ, or all of the model's own answer."""
-    exam = examiner.exam(examples, loaded.backend, loaded.ends)
+    exam = examiner.exam(examples, on.loaded.backend, on.loaded.ends)
     if isinstance(exam, LabelExam):
         common = _common_tokens(exam.answer_ids)
         prompts = [(*prompt, *exam.answer_ids[0][:common]) for prompt in exam.prompts]
         return [Answered(prompt, 1) for prompt in prompts], [answer[common] for answer in exam.answer_ids]
-    model, new_tokens = TorchTextModel(loaded.model, recipe.main_device), examiner.task.max_new_tokens
+    model, new_tokens = TorchTextModel(on.loaded.model, on.device), examiner.task.max_new_tokens
     return with_answers(model, exam.prompts, new_tokens, exam.ended, recipe.search.batch_tokens), []
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sieve_edge.calibrate.replicas import Replica, deal, replica_sums
 from sieve_edge.model.flat import flat_forward, run_prefix
 from sieve_edge.model.load import LoadedModel
 from sieve_edge.model.statistics import Checkpoint, Moments, narrow_side
 from sieve_edge.model.watch import watch_grams
 from sieve_edge.progress import Progress
-from sieve_edge.recipe import LearnRecipe, Recipe
+from sieve_edge.recipe import LearnRecipe
 from sieve_edge.task.generate import Ended
 from sieve_edge.task.likelihood import pad_left, prefix_and_tails
 from sieve_edge.task_config import Task
@@ -40,12 +41,11 @@ def needed_sides(loaded: LoadedModel, learn: LearnRecipe) -> dict[str, tuple[str
 
 
 def gather_grams(
-    loaded: LoadedModel,
+    replicas: Sequence[Replica],
     task: Task,
     ended: Ended,
     prompts: Sequence[list[int]],
-    recipe: Recipe,
-    moments: Moments,
+    recipe: LearnRecipe,
     start: int,
     state: Path,
     progress: Progress,
@@ -53,29 +53,37 @@ def gather_grams(
     """Run the prompts and the model's own answers, adding to the Gram matrices.
 
     Args:
-        loaded: Dense model.
+        replicas: Dense model on every device, and where the sums go.
         task: The task.
         ended: Whether an answer is complete.
         prompts: Token ids of each prompt.
-        recipe: Learning method, device.
-        moments: Where the sums go.
+        recipe: Learning method.
         start: Batches that are done already.
         state: File that the sums are kept in.
         progress: Where progress is shown.
     """
-    sides = needed_sides(loaded, recipe.learn)
+    sides = needed_sides(replicas[0].loaded, recipe)
     if not any(sides.values()):
         return
     prefix, batches = prefix_and_tails(prompts, GRAM_BATCH_TOKENS)
-    # A pass that goes on has counted the prefix already.
-    past = gather_prefix(loaded, sides, moments, prefix, len(prompts) if start == 0 else 0, recipe.main_device)
+    sizes = [sum(len(prefix) + len(tail) for tail in batch) for batch in batches]
+    # Counted once, by the first; a pass that goes on has counted the prefix already.
+    counts = [len(prompts) if start == 0 and each is replicas[0] else 0 for each in replicas]
+    pasts = {
+        each.device: gather_prefix(each.loaded, sides, each.moments, prefix, count, each.device)
+        for each, count in zip(replicas, counts, strict=True)
+    }
+
+    def run(index: int, on: Replica) -> None:
+        past, tails = pasts[on.device], batches[index]
+        run_with_answers(on.loaded, sides, on.moments, past, tails, task.max_new_tokens, ended, on.device)
+
     checkpoint = Checkpoint(state)
-    with progress.task("gather Gram matrices", sum(map(len, prompts)), "tokens") as advance:
-        for index, batch in enumerate(batches):
-            if index >= start:
-                run_with_answers(loaded, sides, moments, past, batch, task.max_new_tokens, ended, recipe.main_device)
-                checkpoint.offer(moments.sums, {"grams": str(index + 1)})
-            advance(sum(len(prefix) + len(tail) for tail in batch))
+    with progress.task("gather Gram matrices", sum(sizes), "tokens") as advance:
+        advance(sum(sizes[:start]))
+        for done in deal(run, start, len(batches), replicas):
+            checkpoint.offer(replica_sums(replicas), {"grams": str(done.stop)})
+            advance(sum(sizes[done.start : done.stop]))
 
 
 @torch.inference_mode()

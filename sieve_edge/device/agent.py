@@ -202,10 +202,8 @@ def _create(folder: Path) -> Path:
 def _end_former(folder: Path) -> None:
     """End what an earlier request still does in this folder.
 
-    Nothing tells a worker that its connection was lost, and its job is asked for again: two would disturb each other.
-
-    Raises:
-        OSError: They do not end.
+    Nothing tells a worker that its connection was lost, and its job is asked for again: two would disturb each other,
+    so that one that does not end is an error.
     """
     for _ in range(_ENDINGS):
         former = _at_work(os.path.realpath(str(folder)))

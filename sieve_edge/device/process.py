@@ -90,7 +90,8 @@ def _result(job: Mapping[str, Any], output: str, code: int, last_line: str) -> d
     except ValueError:
         result = None
     if isinstance(result, dict) and "error" in result:
-        raise _ERRORS.get(result.get("exit_code"), SieveError)(result["error"])
+        # What the device's side says of itself has no code.
+        raise _ERRORS.get(result.get("exit_code", SieveError.exit_code), SieveError)(result["error"])
     if code == 0 and isinstance(result, dict):
         return result
     if code == LOST:

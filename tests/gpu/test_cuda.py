@@ -31,11 +31,12 @@ def test_a_build_on_cuda_ends_in_an_artifact_that_is_no_worse(options, tmp_path)
     assert read_manifest(tmp_path / "run" / "calibrate").settings["device"] == "cuda"
 
 
-def test_learn_takes_every_gpu(options, tmp_path):
+def test_calibrate_and_learn_take_every_gpu(options, tmp_path):
     count = torch.cuda.device_count()
     if count < 2:
         pytest.skip(f"no second NVIDIA GPU: torch.cuda.device_count() is {count}")
     devices = ",".join(f"cuda:{index}" for index in range(count))
     done = command("learn", *options, "--device", devices)
     assert done.returncode == 0, done.stderr
-    assert read_manifest(tmp_path / "run" / "learn").settings["device"] == devices
+    for verb in ("calibrate", "learn"):
+        assert read_manifest(tmp_path / "run" / verb).settings["device"] == devices

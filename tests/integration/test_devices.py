@@ -10,7 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 from sieve_edge.artifacts import read_manifest
-from tests.command import ENVIRONMENT, command
+from sieve_edge.learn import learn
+from sieve_edge.model.load import load_model
+from sieve_edge.model.source import find_model
+from sieve_edge.model.statistics import CalibrationStats
+from sieve_edge.progress import Progress
+from sieve_edge.recipe import LearnRecipe
+from tests.command import ENVIRONMENT, command, start
 from tests.integration.test_build import QUICK
 from tests.integration.test_resume import kill_when, work
 
@@ -63,18 +69,28 @@ def outputs(folder, verb):
     return read_manifest(folder / verb).outputs
 
 
-def test_a_build_on_another_device_finds_what_the_processor_finds(near, away):
-    assert read_manifest(away / "export").fallbacks == ()
-    found = {folder: load_file(folder / "calibrate" / "moments.safetensors") for folder in (near, away)}
-    assert found[near].keys() == found[away].keys()
-    for name, moment in found[near].items():
-        assert torch.allclose(found[away][name], moment, rtol=1e-3, atol=1e-5 * float(moment.abs().max())), name
-    for file in (near / "learn").glob("*.safetensors"):
-        here, there = load_file(file), load_file(away / "learn" / file.name)
+def moments_agree(first, second):
+    """Say whether two runs found the same moments, to the rounding of float32."""
+    found = [load_file(folder / "calibrate" / "moments.safetensors") for folder in (first, second)]
+    assert found[0].keys() == found[1].keys()
+    for name, moment in found[0].items():
+        assert torch.allclose(found[1][name], moment, rtol=1e-3, atol=1e-5 * float(moment.abs().max())), name
+
+
+def errors_agree(first, second):
+    """Say whether two runs learnt projections of the same form and with the same errors."""
+    for file in (first / "learn").glob("*.safetensors"):
+        here, there = load_file(file), load_file(second / "learn" / file.name)
         assert {name: (each.shape, each.dtype) for name, each in here.items()} == {
             name: (each.shape, each.dtype) for name, each in there.items()
         }
         assert torch.allclose(here["error"], there["error"], atol=1e-5)
+
+
+def test_a_build_on_another_device_finds_what_the_processor_finds(near, away):
+    assert read_manifest(away / "export").fallbacks == ()
+    moments_agree(near, away)
+    errors_agree(near, away)
 
 
 def test_calibrate_goes_on_on_another_device(options, away, tmp_path):
@@ -84,17 +100,41 @@ def test_calibrate_goes_on_on_another_device(options, away, tmp_path):
     assert outputs(tmp_path / "run", "calibrate") == outputs(away, "calibrate")
 
 
-def test_learn_deals_matrices_out_to_devices(options, near, away):
+def test_batches_and_matrices_are_dealt_out_to_devices(options, near, away):
     for known, devices in ((near, "cpu,cpu"), (away, "far, far:1")):
-        # Beside the other run, whose statistics it shares.
+        # Beside the other run, whose statistics have another key.
         folder = known.parent / "several"
         words = ("learn", *options, "--run-dir", folder, "--device", devices)
         run = command(*words) if known == near else far(*words)
         assert run is None or run.returncode == 0, run.stderr
-        assert read_manifest(folder / "learn").settings["device"] == devices.replace(" ", "")
-        assert outputs(folder, "calibrate") == outputs(known, "calibrate")
-        assert (folder / "learn").resolve() != (known / "learn").resolve()
-        assert outputs(folder, "learn") == outputs(known, "learn")
+        for verb in ("calibrate", "learn"):
+            assert read_manifest(folder / verb).settings["device"] == devices.replace(" ", "")
+            assert (folder / verb).resolve() != (known / verb).resolve()
+        moments_agree(known, folder)
+        errors_agree(known, folder)
+
+
+def test_calibrate_goes_on_on_several_devices(options, near, tmp_path):
+    words = ("calibrate", *options, "--device", "cpu,cpu", "--run-dir")
+    assert command(*words, tmp_path / "whole" / "run").returncode == 0
+    kill_when(start(*words, tmp_path / "run"), lambda: work(tmp_path, "moments.safetensors"))
+    done = command(*words, tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert outputs(tmp_path / "run", "calibrate") == outputs(tmp_path / "whole" / "run", "calibrate")
+
+
+def test_learn_finds_the_same_on_any_number_of_devices(pico, near, tmp_path):
+    loaded = load_model(find_model(str(pico("llama"))), "cpu")
+    for devices in (("cpu",), ("cpu", "cpu")):
+        folder = tmp_path / str(len(devices))
+        folder.mkdir()
+        stats = CalibrationStats(near / "calibrate")
+        learn(loaded, stats, LearnRecipe(), {}, 0, folder, Progress(), devices)
+    files = sorted(path.name for path in (tmp_path / "1").iterdir())
+    assert files
+    assert files == sorted(path.name for path in (tmp_path / "2").iterdir())
+    for name in files:
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name
 
 
 @pytest.mark.parametrize("method", ["gradient", "weight_svd", "input_pca"])

@@ -9,21 +9,29 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 MIB = 2**20
+GGUF_BUILD = "toy-gguf"
 
 
 def main() -> None:
     """Write the figures: ``figures.py WORK BASE SMALL BUILD...``."""
     work, base, small, *builds = sys.argv[1:]
+    llama_cpp = GGUF_BUILD in builds
     images = [
-        _image("pipeline", "amd64", "sieve-edge:cpu", base),
+        _image("pipeline with llama.cpp" if llama_cpp else "pipeline", "amd64", "sieve-edge:cpu", base),
         *(_image("device", arch, f"sieve-edge-device:{arch}", f"{small}-{arch}") for arch in ("amd64", "arm64")),
     ]
+    if llama_cpp:
+        images.append(_image("device with llama.cpp", "amd64", "sieve-edge-device:gguf", f"{small}-amd64"))
     found = {
         "benchmark": "containers",
         "machine": {"processor": platform.processor() or platform.machine(), "system": platform.platform()},
         "images": images,
         "builds": [_build(Path(work) / name) for name in builds],
-        "devices": [_device(Path(work), name, arch) for name in builds for arch in ("amd64", "arm64")],
+        "devices": [
+            _device(Path(work), name, tag)
+            for name in builds
+            for tag in (("gguf",) if name == GGUF_BUILD else ("amd64", "arm64"))
+        ],
     }
     file = ROOT / "benchmarks" / "results" / "containers.json"
     file.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
@@ -54,10 +62,11 @@ def _build(run: Path) -> dict[str, Any]:
     }
 
 
-def _device(work: Path, name: str, arch: str) -> dict[str, Any]:
+def _device(work: Path, name: str, tag: str) -> dict[str, Any]:
     """Say what validate found in the device's image, and how near the stored logits are."""
-    folder = work / f"{name}-{arch}" / "validate"
-    compared = work / f"{name}-{arch}-reference.json"
+    folder = work / f"{name}-{tag}" / "validate"
+    compared = work / f"{name}-{tag}-reference.json"
+    arch = "arm64" if tag == "arm64" else "amd64"
     found: dict[str, Any] = {"build": name, "arch": arch, "emulated": arch != "amd64", "validated": folder.is_dir()}
     if folder.is_dir():
         report = _read(folder / "report.json")

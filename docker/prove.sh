@@ -6,7 +6,8 @@
 # 3. a pico model, built in the pipeline's image by podman through scripts/engine.sh: read-only root, no capabilities,
 #    another uid, no network
 # 4. that build, validated in the device's image on amd64, and on arm64 by emulation, in the same way
-# 5. with FULL=1, the build of the target x86-cpu (FULL_ARGS are options for it) and its validation on amd64; on arm64,
+# 5. with LLAMA_CPP=gguf, which compiles it twice, the same for llama.cpp on amd64, in a device image of its own
+# 6. with FULL=1, the build of the target x86-cpu (FULL_ARGS are options for it) and its validation on amd64; on arm64,
 #    where emulation takes hours for that, the artifact's stored inputs and logits only
 #
 # Figures go to benchmarks/results/containers.json; the work stays in runs/containers, base images in podman's store.
@@ -72,9 +73,13 @@ make_images() {
         BASE_IMAGE=$base RUN_IMAGE=$small-$arch DEVICE_IMAGE=sieve-edge-device:$arch PLATFORM=linux/$arch \
             scripts/engine.sh image device
     done
+    if [[ ${LLAMA_CPP:-none} != none ]]; then
+        BASE_IMAGE=$base RUN_IMAGE=$small-amd64 RUNTIME=$LLAMA_CPP DEVICE_IMAGE=sieve-edge-device:$LLAMA_CPP \
+            PLATFORM=linux/amd64 scripts/engine.sh image device
+    fi
 }
 
-on_device() { # ARCH COMMAND...: in the device's image, which gets standard input too
+on_device() { # TAG COMMAND...: in the device's image, which gets standard input too
     local more=()
     if [[ $1 == arm64 ]]; then
         # ONNX Runtime reads the processor's features there, and would see the machine's own.
@@ -95,7 +100,7 @@ build() { # NAME TARGET [OPTION...]: in the pipeline's image
     say "built $1 in the pipeline's image: exit $code"
 }
 
-validate() { # NAME ARCH TARGET [OPTION...]: the build NAME, on the device
+validate() { # NAME TAG TARGET [OPTION...]: the build NAME, on the device
     local run=$work/$1-$2 code=0
     rm -rf "$run"
     cp -al "$work/$1" "$run"
@@ -135,6 +140,11 @@ main() {
     validate toy arm64 "$work/inputs/toy-cpu.yaml" "${quick[@]}"
     compare toy amd64
     compare toy arm64
+    if [[ ${LLAMA_CPP:-none} == gguf ]]; then
+        builds+=(toy-gguf)
+        build toy-gguf "$work/inputs/toy-gguf.yaml" "${quick[@]}"
+        validate toy-gguf gguf "$work/inputs/toy-gguf.yaml" "${quick[@]}"
+    fi
     if [[ -n ${FULL:-} ]]; then
         builds+=(x86-cpu)
         # shellcheck disable=SC2086 # a list of words

@@ -141,13 +141,13 @@ class TuneRecipe(Strict):
     )
     rank: PositiveInt = Field(8, description="Rank of an adapter.")
     learning_rate: PositiveFloat = Field(2e-4, description="Highest learning rate of AdamW; full_factors needs less.")
-    epochs: PositiveFloat = Field(2.0, description="Passes over the calibration split.")
+    epochs: PositiveFloat = Field(1.0, description="Passes over the calibration and tuning splits.")
     batch_examples: PositiveInt = Field(16, description="Examples of a step, at least.")
     batch_tokens: PositiveInt = Field(1024, description="Tokens that are run at a time, a shared prefix left out.")
     evaluate_every: PositiveInt = Field(12, description="Steps between two looks at the selection split.")
     patience: PositiveInt = Field(4, description="Looks without improvement after which training stops.")
     dtype: Literal["float32", "bfloat16", "auto"] = Field(
-        "float32",
+        "auto",
         description="Arithmetic of the passes (autocast); auto: bfloat16 where the processor has avx512_bf16 or "
         "amx_bf16 or the GPU has it, else float32, so that the result depends on the machine, and says which it was.",
     )

@@ -1,11 +1,12 @@
-"""What tuning is worth by its loss: ``python -m benchmarks.tuning``.
+"""What tuning is worth by its loss and arithmetic: ``python -m benchmarks.tuning``.
 
-The demo's pruned model, tuned on the right answers and towards the dense model's, everything else being equal; the
-default of ``tune.loss`` is the one that scores better on the selection split, which training stops by. The other splits
-show whether that holds. Runs lie in ``runs/``; an interrupted benchmark goes on.
+The demo's pruned model, tuned on the right answers and towards the dense model's, and in float32 and bfloat16,
+everything else being equal; the default of ``tune.loss`` is the one that scores better on the selection split, which
+training stops by. The other splits show whether that holds. Runs lie in ``runs/``; an interrupted benchmark goes on.
 """
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from sieve_edge.progress import Progress
 from sieve_edge.resolve import check_build, load_recipe
 from sieve_edge.run import Run
 
-LOSSES = ("answer", "distil")
+VARIANTS = (("answer", "float32"), ("answer", "bfloat16"), ("distil", "float32"))
 QUICK_SETTINGS = (*QUICK_UNIFORM, "tune.epochs=0.2")
 
 
@@ -31,21 +32,27 @@ def main() -> None:
         task = quick_task(task)
         settings += QUICK_SETTINGS
     rows: list[dict[str, Any]] = []
-    for loss in LOSSES:
-        recipe = load_recipe((*settings, f"tune.loss={loss}", "tune.compare_dense=false"))
+    for loss, dtype in VARIANTS:
+        chosen = (f"tune.loss={loss}", f"tune.dtype={dtype}", "tune.compare_dense=false")
+        recipe = load_recipe((*settings, *chosen))
         check_build(demo.target, recipe)
-        run = Run(demo.loaded.source, task, demo.target, recipe, Path("runs") / f"{name}-{loss}", Progress())
+        run = Run(demo.loaded.source, task, demo.target, recipe, Path("runs") / f"{name}-{loss}-{dtype}", Progress())
         build(run, "tune")
-        metrics, kept = read_manifest(run.folder("tune")).metrics, read_plan(run.folder("search")).kept_linears
+        manifest, kept = read_manifest(run.folder("tune")), read_plan(run.folder("search")).kept_linears
+        metrics = manifest.metrics
+        facts: dict[str, Any] = {"loss": loss, "dtype": dtype, "kept_linears": kept}
         if not rows:
-            rows.append(_row("untuned", kept, metrics["scores"]["untuned"], 0))
-        rows.append(_row(loss, kept, metrics["scores"]["tuned"], metrics["training"]["best_step"]))
+            rows.append(
+                {**facts, "loss": "untuned", "steps": 0, "best_step": 0, "seconds": 0.0} | _scores(metrics, "untuned")
+            )
+        facts |= {name: metrics["training"][name] for name in ("steps", "best_step")}
+        # Of an uninterrupted run, scoring and looks included.
+        rows.append({**facts, "seconds": manifest.seconds} | _scores(metrics, "tuned"))
     finish("tuning", demo, arguments, started, rows)
 
 
-def _row(loss: str, kept: float, scores: dict[str, float], step: int) -> dict[str, Any]:
-    accuracies = {f"{split}_accuracy": scores[split] for split in ("selection", "test", "transfer")}
-    return {"loss": loss, "kept_linears": kept, "best_step": step, **accuracies}
+def _scores(metrics: Mapping[str, Any], factors: str) -> dict[str, float]:
+    return {f"{split}_accuracy": metrics["scores"][factors][split] for split in ("selection", "test", "transfer")}
 
 
 if __name__ == "__main__":

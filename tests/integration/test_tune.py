@@ -27,6 +27,8 @@ QUICK = (
     "tune.learning_rate=0.003",
     "tune.evaluate_every=10",
     "tune.batch_tokens=400",
+    # The same on every machine.
+    "tune.dtype=float32",
 )
 
 

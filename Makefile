@@ -1,7 +1,7 @@
 # Everything a user or CI runs. `make` alone lists it; scripts/setup.sh installs what a command needs, once.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help build image setup runtime demo demo-rag test check test-docs test-slow test-interop test-vllm test-containers bench readme clean
+.PHONY: help build image setup runtime demo demo-rag demo-qwen test check test-docs test-slow test-interop test-vllm test-containers bench readme clean
 
 TARGET ?= x86-cpu
 PY := .venv/bin/python
@@ -31,6 +31,9 @@ demo:  ## Install the demo's model and data (a second time nothing)
 
 demo-rag:  ## Install the data of the tasks boolq, pubmedqa, medmcqa and disflqa
 	@scripts/setup.sh demo-rag
+
+demo-qwen: setup  ## Fetch Qwen2.5-Coder-0.5B-Instruct, a larger model, and print its path for --model
+	@PYTHON=$(PY) scripts/demo-qwen.sh
 
 test: check  ## Run every check and test (what CI runs); ARGS go to pytest
 	$(PY) -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)

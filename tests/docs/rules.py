@@ -21,6 +21,7 @@ NOT_RUN: Mapping[str, str] = {
     r"make (test|check|test-slow)(?![\w-])": "the whole test suite; `make -n` says that the recipe is there",
     r"make (bench|test-docs)\b": _MADE,
     r"make (test-containers|test-interop|test-vllm)\b": f"makes images or environments of its own: {_MADE}",
+    r"make demo-qwen\b": f"fetches 478 MB: {_MADE}",
     r"make image\b": "makes images of gigabytes; make test-containers proves them, as root",
     r"python -m benchmarks\.(waterfall|tuning|rag)\b": "as long as builds even in short form; only its --help",
     r"ACCELERATOR=cuda .*make runtime": "needs an NVIDIA GPU and the CUDA toolkit",

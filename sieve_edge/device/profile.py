@@ -26,7 +26,6 @@ _SPARE_NUMBERS = 2**16
 
 _GRAPH_BYTES = 16 * 2**20
 _MIN_COPIES = 16
-_DECODE_STEPS = 4
 _SEED = 0
 
 Runs = tuple[Callable[[], None], Callable[[], None]]
@@ -40,6 +39,7 @@ def measure(
     prompt_ids: Sequence[int],
     matrices: Sequence[TimedMatrix],
     layers: int,
+    decode_tokens: int,
     repeats: int,
     progress: Progress,
 ) -> tuple[list[Times], Times]:
@@ -52,6 +52,7 @@ def measure(
         prompt_ids: Tokens of the prompt.
         matrices: What to time.
         layers: Layers of the model.
+        decode_tokens: Decode steps in a row of the dense model, as many as validate times.
         repeats: Measured repeats, after a warm-up.
         progress: Told of each matrix that was made ready, and of each measured repeat.
 
@@ -59,7 +60,7 @@ def measure(
         ``(times of each matrix, times of the dense model)``, medians over the repeats.
     """
     # Of the prompt, of the prompt again and of every decode step: llama.cpp keeps the past of two repeats.
-    dense = runtime.open(folder, 3 * (len(prompt_ids) + _DECODE_STEPS))
+    dense = runtime.open(folder, 3 * (len(prompt_ids) + decode_tokens))
     numbers = _random_numbers(matrices, len(prompt_ids))
     ready = _onnx_runs if runtime.name == "onnxruntime" else _ggml_runs
     copies = [_copies(matrix, layers, _BYTES[quantization]) for matrix in matrices]
@@ -68,13 +69,18 @@ def measure(
     for matrix, count in zip(matrices, copies, strict=True):
         runs.append(ready(runtime, quantization, matrix, count, len(prompt_ids), numbers))
         progress(1)
-    model, prefill_ms, decode_ms = _interleaved(dense, prompt_ids, runs, repeats, progress)
+    model, prefill_ms, decode_ms = _interleaved(dense, prompt_ids, runs, decode_tokens, repeats, progress)
     each = [np.maximum(kind[1:] - kind[0], 0.0) / copies for kind in (prefill_ms, decode_ms)]
     return list(zip(each[0].tolist(), each[1].tolist(), strict=True)), model
 
 
 def _interleaved(
-    dense: TextModel, prompt_ids: Sequence[int], runs: Sequence[Runs], repeats: int, progress: Progress
+    dense: TextModel,
+    prompt_ids: Sequence[int],
+    runs: Sequence[Runs],
+    decode_tokens: int,
+    repeats: int,
+    progress: Progress,
 ) -> tuple[Times, Float64, Float64]:
     """Let the dense model and the graphs take turns; medians of the model, and of each graph's prompts and steps."""
     model: tuple[list[float], list[float]] = ([], [])
@@ -88,7 +94,7 @@ def _interleaved(
         first_ms, token, past = timed_prefill(dense, prompt_ids)
         model[0].append(first_ms)
         prefill.append(_turns(runs, order, 0))
-        model[1].extend(timed_decode(dense, token, past, len(prompt_ids), _DECODE_STEPS))
+        model[1].extend(timed_decode(dense, token, past, len(prompt_ids), decode_tokens))
         decode.append(_turns(runs, order, 1))
         progress(1 if repeat >= 0 else 0)
     medians = float(np.median(model[0])), float(np.median(model[1]))

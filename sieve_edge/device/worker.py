@@ -100,6 +100,7 @@ class ProfileJob(_Job):
     prompt: Tokens
     matrices: Annotated[list[TimedMatrix], Field(min_length=1)]
     layers: PositiveInt
+    decode_tokens: PositiveInt
     repeats: PositiveInt
     quantization: str
 
@@ -210,8 +211,8 @@ def _profile(job: ProfileJob) -> dict[str, Any]:
     from sieve_edge.device.profile import measure
 
     report = _reporter(len(job.matrices) + job.repeats)
-    settings = (job.opener(), job.quantization, job.folder, job.prompt, job.matrices, job.layers, job.repeats)
-    times, dense = measure(*settings, report)
+    settings = (job.opener(), job.quantization, job.folder, job.prompt, job.matrices, job.layers)
+    times, dense = measure(*settings, job.decode_tokens, job.repeats, report)
     return {"times": times, "dense": dense}
 
 

@@ -16,7 +16,7 @@ from sieve_edge.progress import Progress
 from sieve_edge.search.budgets import timed_matrix
 from sieve_edge.search.space import SearchSpace
 
-TIMES_SCHEMA = 2
+TIMES_SCHEMA = 3
 """Rises when what a time means changes."""
 
 _GRAPH_PACKAGES = {"onnx": ("onnx",), "gguf": ()}
@@ -61,6 +61,7 @@ def time_table(
     job = {
         "matrices": [asdict(matrix) for matrix in matrices],
         "layers": len({spec.layer for spec in space.specs}),
+        "decode_tokens": target.workload.decode_tokens,
         "repeats": target.workload.repeats,
         "quantization": target.quantization,
     }

@@ -73,8 +73,8 @@ make_images() {
         BASE_IMAGE=$base RUN_IMAGE=$small-$arch DEVICE_IMAGE=sieve-edge-device:$arch PLATFORM=linux/$arch \
             scripts/engine.sh image device
     done
-    if [[ ${LLAMA_CPP:-none} != none ]]; then
-        BASE_IMAGE=$base RUN_IMAGE=$small-amd64 RUNTIME=$LLAMA_CPP DEVICE_IMAGE=sieve-edge-device:$LLAMA_CPP \
+    if [[ ${LLAMA_CPP:-none} == gguf ]]; then
+        BASE_IMAGE=$base RUN_IMAGE=$small-amd64 RUNTIME=gguf DEVICE_IMAGE=sieve-edge-device:gguf \
             PLATFORM=linux/amd64 scripts/engine.sh image device
     fi
 }

@@ -144,7 +144,7 @@ class TuneRecipe(Strict):
     epochs: PositiveFloat = Field(1.0, description="Passes over the calibration and tuning splits.")
     batch_examples: PositiveInt = Field(16, description="Examples of a step, at least.")
     batch_tokens: PositiveInt = Field(1024, description="Tokens that are run at a time, a shared prefix left out.")
-    evaluate_every: PositiveInt = Field(12, description="Steps between two looks at the selection split.")
+    evaluate_every: PositiveInt = Field(24, description="Steps between two looks at the selection split.")
     patience: PositiveInt = Field(4, description="Looks without improvement after which training stops.")
     dtype: Literal["float32", "bfloat16", "auto"] = Field(
         "auto",

@@ -156,10 +156,10 @@ class Scorer:
         self._exams = {
             name: examiner.exam(splits[name], loaded.backend, loaded.ends) for name in ("selection", *UNSEEN)
         }
-        self._right = right_answers(loaded, splits["selection"][: recipe.search.part], recipe)
+        self._right = right_answers(loaded, splits["selection"], recipe)
 
     def selection_loss(self, model: Any) -> float:
-        """Score a model quickly, on the first part of the selection split.
+        """Score a model on the selection split, all of it: on a part of it the best look is chance.
 
         Args:
             model: transformers model.
@@ -168,7 +168,7 @@ class Scorer:
             In nats: cross-entropy of the labels after prior correction, or of the right answers' tokens where answers
             are written.
         """
-        exam = self._exams["selection"].part(0, self._recipe.search.part)
+        exam = self._exams["selection"]
         if isinstance(exam, LabelExam):
             answers = exam.take(TorchTextModel(model, self._recipe.main_device), self._recipe.search.batch_tokens)
             return label_loss(np.asarray(answers), np.asarray(exam.labels))

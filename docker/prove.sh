@@ -1,6 +1,10 @@
 #!/usr/bin/env bash
 # Builds both images without Docker's engine and runs them, on amd64: `make test-containers`, as root, 10 GB of disk.
 #
+#   docker/prove.sh          everything below
+#   docker/prove.sh device   only the device's image for amd64, a pico build of .venv validated in it, and that build's
+#                            bundle as an image of its own; exit 5 where this machine cannot make containers
+#
 # 1. base images by mmdebstrap: one to build on, and small ones for the device, amd64 and arm64
 # 2. the images by buildah: the pipeline's for amd64, the device's for amd64 and for arm64
 # 3. a pico model, built in the pipeline's image by podman through scripts/engine.sh: read-only root, no capabilities,
@@ -23,18 +27,24 @@ readonly base=localhost/sieve-edge-base:$suite small=localhost/sieve-edge-base:$
 readonly qemu=/proc/sys/fs/binfmt_misc/qemu-aarch64
 # What Python and the wheels need, unpacked only: no package manager, no shell but dash.
 readonly packages=base-files,base-passwd,ca-certificates,coreutils,dash,libc-bin,libc6,libgomp1,libpython3.11-stdlib,libstdc++6,python3-minimal
+readonly unpacked=(--variant=extract --include="$packages" --dpkgopt='path-exclude=/usr/share/doc/*'
+    --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*')
+readonly builder="buildah bud --isolation chroot --layers --pull-never"
 readonly quick=(--set calibration_tokens=1500 --set threads=1 --set learn.fisher_prompts=64)
 
 say() { printf 'prove: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 5; }
 
-check_tools() {
+check_tools() { # TOOL...
     local tool
-    for tool in buildah podman mmdebstrap catatonit qemu-aarch64-static update-binfmts; do
+    for tool in buildah podman mmdebstrap catatonit "$@"; do
         command -v "$tool" >/dev/null || fail "$tool is missing; on Debian: apt-get install --no-install-recommends buildah" \
             "podman runc netavark mmdebstrap arch-test catatonit qemu-user-static binfmt-support"
     done
     [[ $(id -u) == 0 && $(uname -m) == x86_64 ]] || fail "needs root, on x86_64"
+}
+
+register_qemu() {
     if [[ ! -e $qemu ]]; then
         mountpoint -q "${qemu%/*}" || mount -t binfmt_misc binfmt_misc "${qemu%/*}"
         update-binfmts --enable qemu-aarch64
@@ -51,11 +61,13 @@ make_base() { # IMAGE ARCH ARGUMENT...
     rm "$work/base.tar"
 }
 
-make_bases() {
-    local unpacked=(--variant=extract --include="$packages" --dpkgopt='path-exclude=/usr/share/doc/*'
-        --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*')
+make_amd64_bases() {
     make_base "$base-amd64" amd64 --variant=minbase --include=ca-certificates,python3,python3-venv
     make_base "$small-amd64" amd64 "${unpacked[@]}"
+}
+
+make_bases() {
+    make_amd64_bases
     make_base "$small-arm64" arm64 "${unpacked[@]}"
     if ! podman manifest exists "$base"; then
         # Under one name for both platforms, as public images are. For ONNX nothing is built on arm64, so small will do.
@@ -67,7 +79,7 @@ make_bases() {
 
 make_images() {
     local arch
-    export BUILDER="buildah bud --isolation chroot --layers --pull-never"
+    export BUILDER=$builder
     BASE_IMAGE=$base LLAMA_CPP=${LLAMA_CPP:-none} scripts/engine.sh image build
     for arch in amd64 arm64; do
         BASE_IMAGE=$base RUN_IMAGE=$small-$arch DEVICE_IMAGE=sieve-edge-device:$arch PLATFORM=linux/$arch \
@@ -79,17 +91,21 @@ make_images() {
     fi
 }
 
-on_device() { # TAG COMMAND...: in the device's image, which gets standard input too
+in_image() { # [OPTION...] IMAGE [COMMAND...]: without network, capabilities or anything to write to; gets standard input
+    # shellcheck disable=SC2086 # a list of words
+    podman run --interactive --init --rm --no-healthcheck --network none --read-only --tmpfs /tmp --cap-drop all \
+        --security-opt no-new-privileges --user "$uid:$uid" ${ENGINE_ARGS:-} "$@"
+}
+
+on_device() { # TAG COMMAND...: in the device's image
     local more=()
     if [[ $1 == arm64 ]]; then
         # ONNX Runtime reads the processor's features there, and would see the machine's own.
         more=(--platform linux/arm64 --env QEMU_CPU=cortex-a72 --volume "$PWD/$work/cpuinfo:/proc/cpuinfo:ro")
     fi
-    # shellcheck disable=SC2086 # a list of words
-    podman run --interactive --init --rm --no-healthcheck --network none --read-only --tmpfs /tmp --cap-drop all \
-        --security-opt no-new-privileges --user "$uid:$uid" --volume "$PWD/$work:$PWD/$work" \
-        --volume "$PWD/$work/cache/sieve-edge/container/packages:/cache/packages:ro" --workdir "$PWD" \
-        "${more[@]}" ${ENGINE_ARGS:-} "sieve-edge-device:$1" "${@:2}"
+    in_image --volume "$PWD/$work:$PWD/$work" --workdir "$PWD" \
+        --volume "$PWD/$work/cache/sieve-edge/container/packages:/cache/packages:ro" \
+        "${more[@]}" "sieve-edge-device:$1" "${@:2}"
 }
 
 build() { # NAME TARGET [OPTION...]: in the pipeline's image
@@ -98,6 +114,14 @@ build() { # NAME TARGET [OPTION...]: in the pipeline's image
     ENGINE=podman NETWORK=none scripts/engine.sh build "$2" --run-dir "$work/$1" "${@:3}" >"$work/$1.out" || code=$?
     [[ $code == 0 || $code == 4 ]] || { say "build of $1: exit $code"; exit 1; }
     say "built $1 in the pipeline's image: exit $code"
+}
+
+build_here() { # NAME TARGET [OPTION...]: in .venv
+    local code=0
+    rm -rf "${work:?}/$1"
+    .venv/bin/sieve-edge build --target "$2" --run-dir "$work/$1" "${@:3}" >"$work/$1.out" || code=$?
+    [[ $code == 0 || $code == 4 ]] || { say "build of $1: exit $code"; exit 1; }
+    say "built $1 in .venv: exit $code"
 }
 
 validate() { # NAME TAG TARGET [OPTION...]: the build NAME, on the device
@@ -116,8 +140,33 @@ compare() { # NAME ARCH: the build's artifact with the logits that the export st
     say "compared $1 on $2: $(cat "$work/$1-$2-reference.json")"
 }
 
-main() {
+prove_device() {
+    local python=$PWD/.venv/bin/python mounts=() mount probe
+    probe=$(grep '^setuptools==' constraints.txt)
     check_tools
+    [[ -x $python ]] || fail "$python is missing; run: make setup"
+    mkdir -p "$work/inputs" "$work/cache/sieve-edge/container/packages"
+    # Up to here a failure is what the machine lacks; afterwards it is an error.
+    for mount in ${BUILD_MOUNTS:-}; do mounts+=(--volume "$mount"); done
+    (make_amd64_bases && podman run --rm --network host "${mounts[@]}" "$base-amd64" sh -c \
+        "python3 -m venv /tmp/pip && /tmp/pip/bin/python -m pip download -q --no-deps -d /tmp $probe") ||
+        fail "no containers can be made here, or they reach no package index"
+    BUILDER=$builder BASE_IMAGE=$base-amd64 RUN_IMAGE=$small-amd64 RUNTIME=onnx DEVICE_IMAGE=sieve-edge-device:amd64 \
+        PLATFORM=linux/amd64 scripts/engine.sh image device
+    "$python" -m tests.containers.make_toy "$work/inputs"
+    build_here toy "$work/inputs/toy-cpu.yaml" "${quick[@]}"
+    chown -R "$uid:$uid" "$work"
+    validate toy amd64 "$work/inputs/toy-cpu.yaml" "${quick[@]}"
+    compare toy amd64
+    .venv/bin/sieve-edge bundle "$work/toy" --out "$work/toy.tar.gz" --image sieve-edge-device:bundle \
+        --base sieve-edge-device:amd64 >"$work/toy-bundle.json"
+    say "checked the bundle's image: $(in_image sieve-edge-device:bundle | tail -n 1)"
+    say "device image: $(podman image inspect --format '{{.Size}}' sieve-edge-device:amd64) bytes; done in $SECONDS s"
+}
+
+main() {
+    check_tools qemu-aarch64-static update-binfmts
+    register_qemu
     mkdir -p "$work/inputs" "$work/cache"
     printf 'processor\t: 0\nFeatures\t: fp asimd evtstrm crc32 cpuid\nCPU implementer\t: 0x41\nCPU part\t: 0xd08\n' >"$work/cpuinfo"
     make_bases
@@ -158,4 +207,8 @@ main() {
     say "done in $SECONDS s"
 }
 
-main "$@"
+case ${1:-} in
+    "") main ;;
+    device) prove_device ;;
+    *) say "unknown: $1"; exit 2 ;;
+esac

@@ -16,7 +16,11 @@ import click
     metavar="NAME",
     help="Put the packages for such machines inside, e.g. aarch64 or x86_64, so that the device needs no network.",
 )
-@click.option("--image", metavar="TAG", help="Also make a device image around it, with docker, podman or buildah.")
+@click.option(
+    "--image",
+    metavar="TAG",
+    help="Also make a device image around it, by the first of docker, podman, buildah that has the one to start from.",
+)
 @click.option(
     "--base",
     metavar="IMAGE",
@@ -28,15 +32,16 @@ def bundle(run: Path, out: Path | None, machine: str | None, image: str | None, 
     A model card beside the artifact, see sieve-edge card, is packed as it is; else one is written.
     On the device: unpack, ./install.sh, ./check.sh. The last line of standard output is one JSON document.
     """
-    from sieve_edge.device.bundle import device_image, make_image, write_bundle
+    from sieve_edge.device.bundle import device_image, image_engine, make_image, write_bundle
 
     # First, since it is refused at once where there is none.
     start = (base or device_image(run)) if image else None
+    engine = image_engine(start) if start else None
     archive = out or run / f"{run.resolve().name}.tar.gz"
     told = write_bundle(run, archive, machine, run.parent / "shared", _card(run))
     click.echo(f"{archive}: {told['bytes'] / 2**20:.1f} MiB", err=True)
-    if image and start:
-        told |= make_image(archive, image, start, machine)
+    if image and start and engine:
+        told |= make_image(archive, image, start, machine, engine)
     click.echo(json.dumps(told))
 
 

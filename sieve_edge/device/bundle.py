@@ -94,7 +94,35 @@ def device_image(run: Path) -> str:
     return f"sieve-edge-device:{_IMAGES[target.runtime]}{'-cuda' if target.accelerated else ''}"
 
 
-def make_image(bundle: Path, tag: str, base: str, machine: str | None) -> dict[str, str]:
+def image_engine(base: str) -> str:
+    """Choose what makes an image: the first of docker, podman and buildah that has the image to start from.
+
+    Args:
+        base: Image to start from.
+
+    Returns:
+        Name of the engine's command.
+
+    Raises:
+        EnvironmentMissing: If none is installed, or none has the image.
+    """
+    installed = [name for name in _ENGINES if shutil.which(name)]
+    if not installed:
+        raise EnvironmentMissing(f"--image needs one of {', '.join(_ENGINES)}; install one")
+    said = []
+    for engine in installed:
+        command = [engine, "inspect", "--type", "image", base]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            return engine
+        said.append(f"{engine}: {_last_line(done.stderr)}")
+    raise EnvironmentMissing(
+        f"no engine has the image {base} ({'; '.join(said)}); 'make image' makes those of shipped runtimes, others "
+        "have to be pulled first"
+    )
+
+
+def make_image(bundle: Path, tag: str, base: str, machine: str | None, engine: str) -> dict[str, str]:
     """Make a device image around a bundle.
 
     Args:
@@ -102,16 +130,14 @@ def make_image(bundle: Path, tag: str, base: str, machine: str | None) -> dict[s
         tag: Name of the image.
         base: Device image to start from, see ``docker/device.Dockerfile``.
         machine: Kind of machine whose packages are in the bundle; None for that of the engine.
+        engine: What ``image_engine`` chose.
 
     Returns:
         JSON-compatible: ``image`` and ``engine``.
 
     Raises:
-        EnvironmentMissing: If no engine is installed, or it fails.
+        EnvironmentMissing: If the engine fails.
     """
-    engine = next((name for name in _ENGINES if shutil.which(name)), None)
-    if engine is None:
-        raise EnvironmentMissing(f"--image needs one of {', '.join(_ENGINES)}; install one")
     folder = bundle.name.removesuffix(".tar.gz").removesuffix(".tgz")
     # ADD unpacks archives.
     text = f'FROM {base}\nADD {bundle.name} /opt/\nWORKDIR /opt/{folder}\nENTRYPOINT ["/bin/sh", "check.sh"]\n'
@@ -127,9 +153,12 @@ def make_image(bundle: Path, tag: str, base: str, machine: str | None) -> dict[s
     finally:
         file.unlink()
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise EnvironmentMissing(f"{engine} cannot build {tag} from {base}: {said}")
+        raise EnvironmentMissing(f"{engine} cannot build {tag} from {base}: {_last_line(done.stderr)}")
     return {"image": tag, "engine": engine}
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["no message"])[-1]
 
 
 def _target(run: Path) -> Target:

@@ -10,12 +10,17 @@ from click.testing import CliRunner
 
 from sieve_edge.artifacts import Manifest, write_manifest
 from sieve_edge.cli import cli
-from sieve_edge.device.bundle import SCRIPTS, device_image, make_image
+from sieve_edge.device.bundle import SCRIPTS, device_image, image_engine, make_image
 from sieve_edge.errors import EnvironmentMissing
 from sieve_edge.resolve import load_target, settings_json
 
-# Writes down what it is asked, and the file that it would build from.
+# Writes down what it is asked, and the file that it would build from. Has the image "base:onnx" unless it is lame.
 ENGINE = """#!/bin/sh
+if [ "$1" = inspect ]; then
+    if [ "$*" = "inspect --type image base:onnx" ] && [ "${0##*/}" != "$LAME" ]; then exit 0; fi
+    echo "no such image" >&2
+    exit 1
+fi
 echo "${0##*/} $*" >"$LOG"
 while [ "$1" != -f ]; do shift; done
 /bin/cat "$2" >>"$LOG"
@@ -58,7 +63,7 @@ def test_the_engine_is_told_format_and_platform(
     log: Path, tmp_path: Path, name: str, machine: str | None, options: str
 ) -> None:
     install(log, name)
-    told = make_image(tmp_path / "mine.tar.gz", "mine:1", "base:onnx", machine)
+    told = make_image(tmp_path / "mine.tar.gz", "mine:1", "base:onnx", machine, image_engine("base:onnx"))
     assert told == {"image": "mine:1", "engine": name}
     asked, *text = log.read_text(encoding="utf-8").splitlines()
     file = tmp_path / ".mine.tar.gz.Dockerfile"
@@ -72,13 +77,34 @@ def test_the_engine_is_told_format_and_platform(
     assert not file.exists()
 
 
+def test_an_engine_that_lacks_the_image_is_passed_over(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(log, "docker")
+    install(log, "podman")
+    assert image_engine("base:onnx") == "docker"
+    monkeypatch.setenv("LAME", "docker")
+    assert image_engine("base:onnx") == "podman"
+    with pytest.raises(
+        EnvironmentMissing, match=r"no engine has the image mine:2 \(docker: no such image; podman: no such"
+    ):
+        image_engine("mine:2")
+
+
 def test_what_the_engine_says_is_one_line(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(EnvironmentMissing, match="--image needs one of docker, podman, buildah; install one"):
-        make_image(tmp_path / "mine.tar.gz", "mine:1", "base", None)
+        image_engine("base")
     install(log, "podman")
-    monkeypatch.setenv("LAME", "1")
+    monkeypatch.setenv("LAME", "podman")
     with pytest.raises(EnvironmentMissing, match="podman cannot build mine:1 from base: no such image"):
-        make_image(tmp_path / "mine.tar.gz", "mine:1", "base", None)
+        make_image(tmp_path / "mine.tar.gz", "mine:1", "base", None, "podman")
+
+
+def test_where_no_engine_has_the_image_nothing_is_packed(log: Path, tmp_path: Path) -> None:
+    install(log, "podman")
+    run = finished(tmp_path / "run", "x86-cpu")
+    done = CliRunner().invoke(cli, ["bundle", str(run), "--image", "mine:1"])
+    assert done.exit_code == EnvironmentMissing.exit_code
+    assert "no engine has the image sieve-edge-device:onnx (podman: no such image)" in done.stderr
+    assert not list(run.glob("*.tar.gz*"))
 
 
 @pytest.mark.parametrize(

@@ -21,12 +21,8 @@ Config = TypeVar("Config", bound=Strict)
 EXPORTS_THAT_SKIP = {"onnx": True, "gguf": False}
 """Target format -> whether a file of it can hold a model of which whole blocks are left out (``search.allow_skip``)."""
 
-TIMED = {
-    ("onnx", "pair"): ("F32", "F16", "int8", "int4"),
-    ("onnx", "pivoted"): ("F32", "F16", "int8", "int4"),
-    ("gguf", "pair"): ("F32", "F16", "Q8_0", "Q4_0"),
-}
-"""Format and storage -> quantizations that time tables can be measured for: one type for every matrix."""
+TIMED = {"onnx": ("pair", "pivoted"), "gguf": ("pair",)}
+"""Format -> storages that time tables can be measured for."""
 
 
 def shipped_targets() -> dict[str, Path]:
@@ -198,11 +194,10 @@ def time_problems(target: Target) -> list[str]:
         Reasons; none if it can.
     """
     problems = []
-    timed = TIMED.get((target.format, target.storage), ())
-    if target.quantization not in timed:
+    if target.storage not in TIMED[target.format]:
         problems.append(
-            f"there is no time table for storage {target.storage} and {target.quantization} weights of format "
-            f"{target.format} in target {target.name} (only {', '.join(timed) or 'storage pair'})"
+            f"there is no time table for storage {target.storage} of format {target.format} in target {target.name} "
+            f"(only {', '.join(TIMED[target.format])})"
         )
     if target.gpu_layers:
         problems.append(f"there is no time table for llama.cpp on the GPU (gpu_layers of target {target.name})")

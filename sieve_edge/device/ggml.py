@@ -12,9 +12,10 @@ from sieve_edge.device.llama import runtime
 from sieve_edge.device.times import DENSE, TimedMatrix
 from sieve_edge.errors import ArtifactError
 from sieve_edge.protocols import Float32
+from sieve_edge.weight_types import MIXTURES, fitting
 
-TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 8}
-"""Quantizations that give every matrix the same type -> ggml's number of it."""
+TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14}
+"""Type of a stored weight -> ggml's number of it."""
 
 _MIXED_UP = 2**20
 """Bytes for ggml's own records of a graph, and as many again for each copy of a matrix."""
@@ -35,12 +36,12 @@ class GgmlGraph:
         Args:
             matrix: Dense, or a plain pair.
             copies: How many; each has weights of its own. 0 for a graph that computes nothing to speak of.
-            quantization: One of ``TYPES``.
+            quantization: Of the target; of a mixture the type that most of its tensors have is timed.
             threads: Threads of one operator.
             numbers: Random numbers, at least as many as the largest factor has.
         """
         self._matrix, self._copies, self._threads = matrix, copies, threads
-        self._type, self._numbers = TYPES[quantization], numbers
+        self._kind, self._numbers = MIXTURES.get(quantization, (quantization,))[0], numbers
         self.last: Any = None
 
     def bind(self, tokens: int) -> Callable[[], None]:
@@ -57,7 +58,8 @@ class GgmlGraph:
         """
         base, matrix = self._base, self._matrix
         shapes = self._shapes()
-        weights = sum(base.ggml_row_size(self._type, width) * rows for width, rows in shapes) * max(self._copies, 1)
+        weights = sum(base.ggml_row_size(self._type(width), width) * rows for width, rows in shapes)
+        weights *= max(self._copies, 1)
         widest = max(matrix.in_features + matrix.rank_or(0) + sum(matrix.part_features), 64)
         values = 4 * tokens * widest * (max(self._copies, 1) + 1)
         room = int(weights + values + _WORK + _MIXED_UP * (self._copies + 2) + 64 * tokens * widest)
@@ -74,6 +76,9 @@ class GgmlGraph:
             self._add_copy(context, graph, hidden, shapes)
         return partial(self._run, context, graph)
 
+    def _type(self, width: int) -> int:
+        return TYPES[fitting(self._kind, width)]
+
     def _shapes(self) -> list[tuple[int, int]]:
         """``(row length, rows)`` of every weight of a copy."""
         matrix = self._matrix
@@ -86,8 +91,8 @@ class GgmlGraph:
         base = self._base
         made = []
         for width, rows in shapes:
-            weight = base.ggml_new_tensor_2d(context, self._type, width, rows)
-            self._fill(weight, width, rows, self._type)
+            weight = base.ggml_new_tensor_2d(context, self._type(width), width, rows)
+            self._fill(weight, width, rows, self._type(width))
             made.append(weight)
         if self._matrix.storage != DENSE:
             hidden = base.ggml_mul_mat(context, made.pop(0), hidden)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from sieve_edge.cli import cli
 from sieve_edge.config import Connection, Limits, Target, Workload
-from sieve_edge.resolve import load_target, settings_json, shipped_targets
+from sieve_edge.resolve import load_target, settings_json, shipped_targets, time_problems
 
 MODELS = (Target, Limits, Workload, Connection)
 UNITS = r"\b(milliseconds|MiB|tokens?|count|number)\b"
@@ -96,3 +96,19 @@ def test_what_an_accelerator_cannot_do_is_refused(changes, problem):
 def test_jetson_is_a_second_name():
     assert load_target("jetson") == load_target("jetson-orin")
     assert Path(shipped_targets()["jetson"]).is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "reasons"),
+    [
+        ("x86-cpu", {}, []),
+        ("x86-gguf", {"quantization": "Q4_K_M"}, []),
+        ("x86-gguf", {"connection": None}, ["has no connection to it"]),
+        ("x86-gguf-stock", {}, ["no time table for storage width of format gguf in target x86-gguf-stock (only pair)"]),
+        ("jetson", {}, ["llama.cpp on the GPU", "has no connection to it"]),
+    ],
+)
+def test_a_target_without_a_time_table_says_why(name, changed, reasons):
+    problems = time_problems(load_target(name).model_copy(update=changed))
+    assert len(problems) == len(reasons)
+    assert all(reason in problem for reason, problem in zip(reasons, problems, strict=True))

@@ -1,7 +1,8 @@
 """Tables of measurements, for ``benchmarks.readme``: one function a kept result."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,11 +44,36 @@ def waterfall() -> str:
     }
     digits = (0, 3, 3, 1, 1, 0)
     lines = [["format", "step", "weights", *columns.values()], ["---"] * (3 + len(columns))]
-    for row in read_json(file)["rows"]:
+    rows = read_json(file)["rows"]
+    for row in rows:
         values = zip((row[name] for name in columns), digits, strict=True)
         cells = ["" if value is None else f"{value:.{places}f}" for value, places in values]
         lines.append([row["format"], row["step"], row["weights"], *cells])
-    return _markdown(lines)
+    formats = dict.fromkeys(row["format"] for row in rows)
+    told = [_worth(name, {row["step"]: row for row in rows if row["format"] == name}) for name in formats]
+    return "\n".join([_markdown(lines), "", *told])
+
+
+def _worth(name: str, steps: Mapping[str, Mapping[str, Any]]) -> str:
+    """Compare the last file with what is possible without pruning, and each step with the one before."""
+    final = steps["4bit"]
+
+    def lost(step: str, against: str, split: str = "test") -> float:
+        return 1.0 - float(steps[step][f"{split}_accuracy"] / steps[against][f"{split}_accuracy"])
+
+    def points(step: str, against: str) -> float:
+        return 100.0 * float(steps[step]["test_accuracy"] - steps[against]["test_accuracy"])
+
+    sizes = [final["size_mib"] / steps[step]["size_mib"] for step in ("dense+vocabulary+4bit", "dense")]
+    return (
+        f"- `{name}`: `4bit` is {sizes[0]:.2f} of `dense+vocabulary+4bit`, whose test accuracy it "
+        f"differs from by {points('4bit', 'dense+vocabulary+4bit'):+.1f} points, and {sizes[1]:.3f} of `dense`. It loses "
+        f"{lost('4bit', 'dense'):.1%} against `dense` and {lost('4bit', 'dense+lora'):.1%} against `dense+lora` on test, "
+        f"{lost('4bit', 'dense', 'transfer'):.1%} and {lost('4bit', 'dense+lora', 'transfer'):.1%} on transfer. "
+        f"From float32, `8bit` differs by {points('8bit', 'vocabulary'):+.1f} points and `4bit` by "
+        f"{points('4bit', 'vocabulary'):+.1f}. Tuning takes the loss against `dense+lora` from "
+        f"{lost('refit', 'dense+lora'):.1%} to {lost('tuned', 'dense+lora'):.1%}."
+    )
 
 
 def runtime() -> str:

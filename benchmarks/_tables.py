@@ -65,13 +65,13 @@ def _worth(name: str, steps: Mapping[str, Mapping[str, Any]]) -> str:
         return 100.0 * float(steps[step]["test_accuracy"] - steps[against]["test_accuracy"])
 
     sizes = [final["size_mib"] / steps[step]["size_mib"] for step in ("dense+vocabulary+4bit", "dense")]
+    losses = [[lost("4bit", against, split) for against in ("dense", "dense+lora")] for split in ("test", "transfer")]
     return (
-        f"- `{name}`: `4bit` is {sizes[0]:.2f} of `dense+vocabulary+4bit`, whose test accuracy it "
-        f"differs from by {points('4bit', 'dense+vocabulary+4bit'):+.1f} points, and {sizes[1]:.3f} of `dense`. It loses "
-        f"{lost('4bit', 'dense'):.1%} against `dense` and {lost('4bit', 'dense+lora'):.1%} against `dense+lora` on test, "
-        f"{lost('4bit', 'dense', 'transfer'):.1%} and {lost('4bit', 'dense+lora', 'transfer'):.1%} on transfer. "
-        f"From float32, `8bit` differs by {points('8bit', 'vocabulary'):+.1f} points and `4bit` by "
-        f"{points('4bit', 'vocabulary'):+.1f}. Tuning takes the loss against `dense+lora` from "
+        f"- `{name}`: `4bit` is {sizes[0]:.2f} of `dense+vocabulary+4bit` (test accuracy "
+        f"{points('4bit', 'dense+vocabulary+4bit'):+.1f} points), and {sizes[1]:.3f} of `dense`. It loses on test "
+        f"{losses[0][0]:.1%} against `dense` and {losses[0][1]:.1%} against `dense+lora`, on transfer {losses[1][0]:.1%} and "
+        f"{losses[1][1]:.1%}. From float32, `8bit` differs by {points('8bit', 'vocabulary'):+.1f} points and `4bit` by "
+        f"{points('4bit', 'vocabulary'):+.1f}. Tuning takes the loss on test against `dense+lora` from "
         f"{lost('refit', 'dense+lora'):.1%} to {lost('tuned', 'dense+lora'):.1%}."
     )
 

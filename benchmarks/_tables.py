@@ -69,10 +69,11 @@ def _worth(name: str, steps: Mapping[str, Mapping[str, Any]]) -> str:
     return (
         f"- `{name}`: `4bit` is {sizes[0]:.2f} of `dense+vocabulary+4bit` (test accuracy "
         f"{points('4bit', 'dense+vocabulary+4bit'):+.1f} points), and {sizes[1]:.3f} of `dense`. It loses on test "
-        f"{losses[0][0]:.1%} against `dense` and {losses[0][1]:.1%} against `dense+lora`, on transfer {losses[1][0]:.1%} and "
-        f"{losses[1][1]:.1%}. From float32, `8bit` differs by {points('8bit', 'vocabulary'):+.1f} points and `4bit` by "
-        f"{points('4bit', 'vocabulary'):+.1f}. Tuning takes the loss on test against `dense+lora` from "
-        f"{lost('refit', 'dense+lora'):.1%} to {lost('tuned', 'dense+lora'):.1%}."
+        f"{losses[0][0]:.1%} against `dense` and {losses[0][1]:.1%} against `dense+lora`, on transfer "
+        f"{losses[1][0]:.1%} and {losses[1][1]:.1%}. From float32, `8bit` differs by "
+        f"{points('8bit', 'vocabulary'):+.1f} points and `4bit` by {points('4bit', 'vocabulary'):+.1f}. Tuning takes "
+        f"the loss on test against `dense+lora` from {lost('refit', 'dense+lora'):.1%} to "
+        f"{lost('tuned', 'dense+lora'):.1%}."
     )
 
 

@@ -55,7 +55,7 @@ make_base() { # IMAGE ARCH ARGUMENT...
     if podman image exists "$1"; then return; fi
     say "base $1"
     # shellcheck disable=SC2016 # mmdebstrap gives the hooks $1
-    mmdebstrap --quiet --arch="$2" --customize-hook='rm -f "$1/etc/resolv.conf" "$1/etc/hostname"' \
+    timeout 900 mmdebstrap --quiet --arch="$2" --customize-hook='rm -f "$1/etc/resolv.conf" "$1/etc/hostname"' \
         --customize-hook='mkdir -p "$1/tmp" && : >"$1/etc/pip.conf"' "${@:3}" "$suite" "$work/base.tar"
     podman import --quiet --arch "$2" "$work/base.tar" "$1"
     rm "$work/base.tar"
@@ -148,7 +148,7 @@ prove_device() {
     mkdir -p "$work/inputs" "$work/cache/sieve-edge/container/packages"
     # Up to here a failure is what the machine lacks; afterwards it is an error.
     for mount in ${BUILD_MOUNTS:-}; do mounts+=(--volume "$mount"); done
-    (make_amd64_bases && podman run --rm --network host "${mounts[@]}" "$base-amd64" sh -c \
+    (make_amd64_bases && timeout 300 podman run --rm --network host "${mounts[@]}" "$base-amd64" sh -c \
         "python3 -m venv /tmp/pip && /tmp/pip/bin/python -m pip download -q --no-deps -d /tmp $probe") ||
         fail "no containers can be made here, or they reach no package index"
     BUILDER=$builder BASE_IMAGE=$base-amd64 RUN_IMAGE=$small-amd64 RUNTIME=onnx DEVICE_IMAGE=sieve-edge-device:amd64 \

@@ -1,8 +1,9 @@
 """Plain pairs against pivoted storage: ``python -m benchmarks.storage``.
 
 The factors of a finished learn stage (made first if it is missing) at several kept fractions in both storages:
-accuracy on calibration examples that the statistics did not see, size, and time per answer and per token of the
-exported graph in ONNX Runtime, all models in turn in one process.
+accuracy on calibration examples that the statistics did not see, with float32 weights and with the linears' rounded to
+8 bits, size, and time per answer and per token of the exported graph in ONNX Runtime, all models in turn in one
+process.
 """
 
 import tempfile
@@ -11,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from benchmarks._common import Demo, finish, finished_run, load_demo, options
+from sieve_edge.config import BITS
 from sieve_edge.device.ort import OrtTextModel
 from sieve_edge.device.timing import time_models
 from sieve_edge.export.to_onnx import write_graph
 from sieve_edge.fuse import install_plan_
 from sieve_edge.model.bank import ProjectionBank
+from sieve_edge.model.blocks import restore, round_nearest
 from sieve_edge.model.flat import TorchTextModel
 from sieve_edge.model.levels import kept_params, ranks_at
 from sieve_edge.model.load import shared_copy
@@ -68,9 +72,19 @@ def _candidate(
     if not quick:
         examples = demo.splits["calibration"][-UNSEEN:]
         exam = Examiner(demo.task).exam(examples, demo.loaded.backend, demo.loaded.ends)
-        answers = exam.take(TorchTextModel(model, "cpu"), demo.recipe.search.batch_tokens)
-        row["unseen accuracy"] = exam.grade(answers).score
+        for name in ("unseen accuracy", "unseen accuracy, int8"):
+            answers = exam.take(TorchTextModel(model, "cpu"), demo.recipe.search.batch_tokens)
+            row[name] = exam.grade(answers).score
+            _round_linears_(model)
     return row, folder
+
+
+def _round_linears_(model: Any) -> None:
+    """Round as an int8 target stores them, factors too; the embedding, and a head that shares it, stay."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module is not model.get_output_embeddings():
+            weight_OI = module.weight.detach()
+            module.weight = nn.Parameter(restore(round_nearest(weight_OI, BITS["int8"]), weight_OI.shape[1]))
 
 
 if __name__ == "__main__":

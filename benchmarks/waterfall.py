@@ -129,7 +129,8 @@ def _root(run: Run) -> Path:
 
 
 def _run(demo: Demo, format_: str, arguments: Namespace) -> Run:
-    target = load_target(TARGETS[format_]).model_copy(update={"quantization": "F32"})
+    # Pairs, since pivots are not for the weights of the last steps.
+    target = load_target(TARGETS[format_]).model_copy(update={"quantization": "F32", "storage": "pair"})
     task = demo.task
     settings: tuple[str, ...] = (f"threads={arguments.threads}", *SETTINGS)
     if arguments.quick:

@@ -127,8 +127,8 @@ class Target(Strict):
     threads: PositiveInt = Field(description="Threads that the runtime may use, a count.")
     storage: Literal["pair", "pivoted", "width"] = Field(
         "pivoted",
-        description="How a pruned matrix is stored: as two factors (pair), as these less what pivots make known, or "
-        "dense with fewer channels and heads (width).",
+        description="How a pruned matrix is stored: as two factors (pair), as these less what pivots make known "
+        "(pivoted; not for int8 and int4), or dense with fewer channels and heads (width).",
     )
     rank_multiple: PositiveInt = Field(description="Ranks are rounded down to a multiple of this number, a count.")
     rank_multiple_reason: str = Field(description="Why this multiple suits the device.")
@@ -164,6 +164,11 @@ class Target(Strict):
             for name, values in allowed.items()
             if getattr(self, name) not in values
         ]
+        if self.storage == "pivoted" and self.quantization in BITS:
+            problems.append(
+                f"storage: pivoted, must be pair for quantization {self.quantization}: {BITS[self.quantization]} bits "
+                "are too few for the coefficients of pivots"
+            )
         if problems:
             raise ValueError("; ".join(problems))
         return self

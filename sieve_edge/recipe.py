@@ -163,7 +163,8 @@ class VocabularyRecipe(Strict):
     """Which tokens are kept."""
 
     keep: Literal["all", "auto"] = Field(
-        "all", description="auto: those of calibration and selection texts and answers, all bytes and special tokens."
+        "all",
+        description="auto: those of calibration, tuning and selection texts and answers, all bytes and special tokens.",
     )
     texts_file: str | None = Field(None, description="File of further texts, UTF-8, whose tokens are kept too.")
 

@@ -61,7 +61,7 @@ class Run:
 
     @property
     def scored_splits(self) -> dict[str, tuple[Example, ...]]:
-        """The splits that every stage depends on: all but the one that only tune reads."""
+        """The splits that every stage depends on: all but the one that only tune and vocabulary read."""
         return {name: examples for name, examples in self.splits.items() if name != TUNING}
 
     @cached_property
@@ -178,10 +178,12 @@ def _fuse(run: Run, _: Tree, task: Tree, __: Tree) -> Tree:
 def _tune(run: Run, recipe: Tree, task: Tree, _: Tree) -> Tree:
     if run.recipe.tune.method == "none":
         return {"method": "none"}
-    needed = {"tolerance": recipe["tolerance"], "part": recipe["search"]["part"], **_asked(task)}
-    if TUNING in run.splits:
-        needed["examples"] = splits_sha256({TUNING: run.splits[TUNING]})
+    needed = {"tolerance": recipe["tolerance"], **_asked(task), **_further_examples(run)}
     return {**scoring_settings(run), **recipe["tune"], **needed}
+
+
+def _further_examples(run: Run) -> Tree:
+    return {"examples": splits_sha256({TUNING: run.splits[TUNING]})} if TUNING in run.splits else {}
 
 
 def _vocabulary(run: Run, recipe: Tree, task: Tree, _: Tree) -> Tree:
@@ -189,7 +191,8 @@ def _vocabulary(run: Run, recipe: Tree, task: Tree, _: Tree) -> Tree:
         return {"keep": "all"}
     own = run.recipe.vocabulary.texts_file
     texts = None if own is None else file_sha256(Path(own))
-    return {**scoring_settings(run), **recipe["vocabulary"], **_asked(task), "texts_sha256": texts}
+    needed = {**_asked(task), **_further_examples(run), "texts_sha256": texts}
+    return {**scoring_settings(run), **recipe["vocabulary"], **needed}
 
 
 def _quantize(_: Run, recipe: Tree, task: Tree, target: Tree) -> Tree:

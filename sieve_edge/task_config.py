@@ -106,7 +106,9 @@ class Splits(Strict):
         description="Examples of the same task from another source, never seen by the search."
     )
     tuning: Annotated[int, Field(ge=0)] = Field(
-        0, description="Further examples of the main source that tune trains on, beside the calibration split."
+        0,
+        description="Further examples of the main source that tune trains on, beside the calibration split; a smaller "
+        "vocabulary has their tokens too.",
     )
 
 

@@ -18,10 +18,10 @@ from sieve_edge.recipe import Recipe
 from sieve_edge.task.evaluate import relative_loss
 from sieve_edge.task.exam import Exam
 from sieve_edge.task.examiner import Examiner, label_ids
-from sieve_edge.task.examples import Example
+from sieve_edge.task.examples import TUNING, Example
 from sieve_edge.task_config import Task
 
-KNOWN, UNSEEN = ("calibration", "selection"), ("test", "transfer")
+KNOWN, UNSEEN = ("calibration", TUNING, "selection"), ("test", "transfer")
 
 
 def trim_vocabulary(
@@ -34,7 +34,7 @@ def trim_vocabulary(
     out: Path,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Keep the tokens that calibration and selection texts, answers and the user's own texts are made of.
+    """Keep the tokens that calibration, tuning and selection texts, answers and the user's own texts are made of.
 
     Reads the checkpoint; writes a smaller one to ``out``. Starts over when interrupted. Costs one pass over the
     selection split, and one over test and transfer with either vocabulary, to say what other tokens cost.
@@ -158,7 +158,7 @@ class SmallerVocabulary:
 def smaller_vocabulary(
     loaded: LoadedModel, task: Task, splits: Mapping[str, Sequence[Example]], recipe: Recipe
 ) -> SmallerVocabulary:
-    """Choose the tokens of calibration and selection texts, answers and the user's own texts.
+    """Choose the tokens of calibration, tuning and selection texts, answers and the user's own texts.
 
     Args:
         loaded: Dense model, whose tokenizer is trimmed.
@@ -172,12 +172,13 @@ def smaller_vocabulary(
     Raises:
         ArtifactError: If a text that the tokens were taken from encodes differently afterwards.
     """
-    texts = {name: [example.prompt for example in splits[name]] for name in (*KNOWN, *UNSEEN)}
+    sources = [name for name in KNOWN if name in splits]
+    texts = {name: [example.prompt for example in splits[name]] for name in (*sources, *UNSEEN)}
     own = _own_texts(recipe.vocabulary.texts_file)
     # After a space, as inside a prompt, and alone.
     texts["own"] = [*own, *(f" {text}" for text in own)]
-    answers = [example.answer for name in KNOWN for example in splits[name]]
-    known = [loaded.encode(text) for name in (*KNOWN, "own") for text in texts[name]]
+    answers = [example.answer for name in sources for example in splits[name]]
+    known = [loaded.encode(text) for name in (*sources, "own") for text in texts[name]]
     known += [loaded.encode(answer, special=False) for answer in answers]
     stored = json.loads(loaded.tokenizer.backend_tokenizer.to_str())
     rows = len(loaded.model.get_input_embeddings().weight)
@@ -186,7 +187,7 @@ def smaller_vocabulary(
     tokenizer = make_tokenizer(json.dumps(trim_tokenizer(stored, kept)), loaded.tokenizer)
     new_ids = {old: new for new, old in enumerate(kept)}
     changed = {name: _changed(texts[name], loaded, tokenizer, new_ids) for name in texts}
-    if any(changed[name]["texts"] for name in (*KNOWN, "own")):
+    if any(changed[name]["texts"] for name in (*sources, "own")):
         raise ArtifactError(f"vocabulary: texts that it was made from encode differently: {changed}")
     return SmallerVocabulary(tuple(kept), tokenizer, changed)
 

@@ -11,7 +11,7 @@ from tests.pico import make_bpe_tokenizer, make_pico, write_target
 QUICK = ("calibration_tokens=1500", "threads=1", "learn.fisher_prompts=64", "search.strategy=uniform", "tolerance=0.3")
 OTHER = "submarine volcano parliament orchestra telescope harvest blanket lantern"
 FORMATS = {
-    "onnx": {"runtime": "onnxruntime", "storage": "pivoted", "quantization": "int8"},
+    "onnx": {"runtime": "onnxruntime", "storage": "pair", "quantization": "int8"},
     "gguf": {"runtime": "llama.cpp", "storage": "pair", "quantization": "F16"},
 }
 

@@ -85,9 +85,10 @@ def test_init_overwrites_nothing_and_leaves_nothing_wrong(tmp_path):
             "quantization: int8, must be F32",
         ),
         ({"gpu_layers": 3}, "gpu_layers: 3, must be 0 for format onnx"),
+        ({"quantization": "int4"}, "storage: pivoted, must be pair for quantization int4: 4 bits are too few"),
     ],
 )
-def test_what_an_accelerator_cannot_do_is_refused(changes, problem):
+def test_what_does_not_go_together_is_refused(changes, problem):
     fields = settings_json(load_target("x86-cpu"))
     with pytest.raises(ValidationError, match=problem):
         Target(**{**fields, **changes})

@@ -43,7 +43,13 @@ QUICK_SETTINGS = (
     "tune.epochs=0.2",
     "quantize.prompts=8",
 )
-SETTINGS = ("tune.method=lora", "tune.keep=always", "tune.compare_dense=false", "vocabulary.keep=auto")
+SETTINGS = (
+    "tune.method=lora",
+    "tune.keep=always",
+    "tune.compare_dense=false",
+    "vocabulary.keep=auto",
+    "vocabulary.first_tokens=16384",
+)
 TARGETS = {"onnx": "x86-cpu", "gguf": "x86-gguf"}
 QUANTIZATIONS = {"onnx": ("int8", "int4"), "gguf": ("Q8_0", "Q4_0")}
 FIGURES = (

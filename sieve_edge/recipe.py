@@ -167,6 +167,9 @@ class VocabularyRecipe(Strict):
         description="auto: those of calibration, tuning and selection texts and answers, all bytes and special tokens.",
     )
     texts_file: str | None = Field(None, description="File of further texts, UTF-8, whose tokens are kept too.")
+    first_tokens: Annotated[int, Field(ge=0)] = Field(
+        0, description="How many tokens with the lowest ids are kept too; in BPE these are the most common ones."
+    )
 
 
 class QuantizeRecipe(Strict):

@@ -208,6 +208,8 @@ def time_problems(target: Target) -> list[str]:
 
 def _vocabulary_problems(recipe: Recipe) -> Iterator[str]:
     own = recipe.vocabulary.texts_file
+    if recipe.vocabulary.first_tokens and recipe.vocabulary.keep == "all":
+        yield "vocabulary.first_tokens: has no use while vocabulary.keep is all; set vocabulary.keep=auto too"
     if own is None:
         return
     if recipe.vocabulary.keep == "all":

@@ -158,7 +158,7 @@ class SmallerVocabulary:
 def smaller_vocabulary(
     loaded: LoadedModel, task: Task, splits: Mapping[str, Sequence[Example]], recipe: Recipe
 ) -> SmallerVocabulary:
-    """Choose the tokens of calibration, tuning and selection texts, answers and the user's own texts.
+    """Choose the tokens of calibration, tuning and selection texts, answers and the user's own texts, and the first ones.
 
     Args:
         loaded: Dense model, whose tokenizer is trimmed.
@@ -183,7 +183,8 @@ def smaller_vocabulary(
     stored = json.loads(loaded.tokenizer.backend_tokenizer.to_str())
     rows = len(loaded.model.get_input_embeddings().weight)
     labels = label_ids(task, loaded.encode)
-    kept = needed_tokens(stored, (index for ids in (*known, *labels) for index in ids), rows)
+    first = range(min(recipe.vocabulary.first_tokens, loaded.backend.get_vocab_size()))
+    kept = needed_tokens(stored, (index for ids in (*known, *labels, first) for index in ids), rows)
     tokenizer = make_tokenizer(json.dumps(trim_tokenizer(stored, kept)), loaded.tokenizer)
     new_ids = {old: new for new, old in enumerate(kept)}
     changed = {name: _changed(texts[name], loaded, tokenizer, new_ids) for name in texts}

@@ -1,9 +1,16 @@
 """A smaller vocabulary through the real command line, to both formats."""
 
+from dataclasses import replace
+
 import pytest
 
 from sieve_edge.artifacts import read_manifest
 from sieve_edge.files import read_json
+from sieve_edge.model.load import load_model
+from sieve_edge.model.source import find_model
+from sieve_edge.resolve import load_recipe, load_task
+from sieve_edge.task.examples import TUNING, load_splits
+from sieve_edge.vocabulary import smaller_vocabulary
 from tests.command import command, last_json
 from tests.markup import check_page
 from tests.pico import make_bpe_tokenizer, make_pico, write_target
@@ -63,3 +70,21 @@ def test_the_pruned_model_has_fewer_tokens_and_does_the_task(format_, model, toy
             f"{changed['texts']:.1%} of the {split} texts are split otherwise, {changed['tokens']:+.2%} tokens" in told
         )
         assert f"accuracy {scores['trimmed'][split]:.3f} in place of {scores['whole'][split]:.3f}" in told
+
+
+def test_tuning_texts_and_the_first_tokens_are_kept_too(model, toy_task):
+    loaded, task = load_model(find_model(str(model)), "cpu"), load_task(str(toy_task))
+    splits = load_splits(task, 0)
+    recipe = load_recipe(("vocabulary.keep=auto",))
+    plain = smaller_vocabulary(loaded, task, splits, recipe)
+    tuned_on = {**splits, TUNING: (replace(splits["calibration"][0], prompt=f"Text: {OTHER}"),)}
+    more = smaller_vocabulary(loaded, task, tuned_on, recipe)
+    assert set(plain.kept) < set(more.kept)
+    assert more.changed[TUNING] == {"texts": 0.0, "tokens": 0.0}
+    assert len(more.encode(f"Text: {OTHER}")) < len(plain.encode(f"Text: {OTHER}"))
+    count = loaded.backend.get_vocab_size() - 10
+    assert not set(range(count)) <= set(plain.kept)
+    first = smaller_vocabulary(
+        loaded, task, splits, load_recipe(("vocabulary.keep=auto", f"vocabulary.first_tokens={count}"))
+    )
+    assert set(range(count)) | set(plain.kept) <= set(first.kept)

@@ -158,7 +158,7 @@ class SmallerVocabulary:
 def smaller_vocabulary(
     loaded: LoadedModel, task: Task, splits: Mapping[str, Sequence[Example]], recipe: Recipe
 ) -> SmallerVocabulary:
-    """Choose the tokens of calibration, tuning and selection texts, answers and the user's own texts, and the first ones.
+    """Choose the tokens of texts and answers that may be known, of the user's own texts, and the first ones.
 
     Args:
         loaded: Dense model, whose tokenizer is trimmed.

@@ -120,9 +120,8 @@ def narrow(family):
 def target(format_, quantization, **fields):
     """A target for tiny models, with any rank."""
     runtime = {"onnx": "onnxruntime", "gguf": "llama.cpp"}[format_]
-    storage = {"onnx": "pivoted", "gguf": "pair"}[format_]
     known = {"name": "toy", "description": "toy", "threads": 1, "rank_multiple": 1, "rank_multiple_reason": "toy"}
-    given = {"format": format_, "runtime": runtime, "storage": storage, "quantization": quantization}
+    given = {"format": format_, "runtime": runtime, "storage": "pair", "quantization": quantization}
     return Target(**known, **given, **fields, model="x", task="y")
 
 

@@ -37,6 +37,18 @@ BYTES = {
 """Type -> bytes of one number, its share of the scales included."""
 
 
+def main_type(quantization: str) -> str:
+    """Say which type most weights have.
+
+    Args:
+        quantization: The target's.
+
+    Returns:
+        The quantization itself, but for a mixture of types.
+    """
+    return MIXTURES.get(quantization, (quantization,))[0]
+
+
 def fitting(kind: str, row: int) -> str:
     """Say what llama.cpp stores in place of a type whose blocks do not fill a row.
 

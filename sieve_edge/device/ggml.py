@@ -12,7 +12,7 @@ from sieve_edge.device.llama import runtime
 from sieve_edge.device.times import DENSE, TimedMatrix
 from sieve_edge.errors import ArtifactError
 from sieve_edge.protocols import Float32
-from sieve_edge.weight_types import MIXTURES, fitting
+from sieve_edge.weight_types import fitting, main_type
 
 TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14}
 """Type of a stored weight -> ggml's number of it."""
@@ -41,7 +41,7 @@ class GgmlGraph:
             numbers: Random numbers, at least as many as the largest factor has.
         """
         self._matrix, self._copies, self._threads = matrix, copies, threads
-        self._kind, self._numbers = MIXTURES.get(quantization, (quantization,))[0], numbers
+        self._kind, self._numbers = main_type(quantization), numbers
         self.last: Any = None
 
     def bind(self, tokens: int) -> Callable[[], None]:

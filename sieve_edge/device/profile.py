@@ -17,7 +17,7 @@ from sieve_edge.device.runtimes import Runtime
 from sieve_edge.device.times import TimedMatrix, Times
 from sieve_edge.device.timing import WARM_UP_REPEATS, timed_decode, timed_prefill
 from sieve_edge.protocols import Float32, Float64, Progress, TextModel
-from sieve_edge.weight_types import BYTES, MIXTURES
+from sieve_edge.weight_types import BYTES, main_type
 
 _SPARE_NUMBERS = 2**16
 """More than a graph has weights: each starts at a number of its own."""
@@ -61,7 +61,7 @@ def measure(
     dense = runtime.open(folder, 3 * (len(prompt_ids) + decode_tokens))
     numbers = _random_numbers(matrices, len(prompt_ids))
     ready = _onnx_runs if runtime.name == "onnxruntime" else _ggml_runs
-    copies = [_copies(matrix, layers, BYTES[MIXTURES.get(quantization, (quantization,))[0]]) for matrix in matrices]
+    copies = [_copies(matrix, layers, BYTES[main_type(quantization)]) for matrix in matrices]
     # The first graph holds no matrix: what it takes is the cost of a run.
     runs = [ready(runtime, quantization, matrices[0], 0, len(prompt_ids), numbers)]
     for matrix, count in zip(matrices, copies, strict=True):

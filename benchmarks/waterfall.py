@@ -33,7 +33,8 @@ from sieve_edge.pipeline import build
 from sieve_edge.progress import Progress
 from sieve_edge.quantize import quantize
 from sieve_edge.resolve import check_build, load_recipe, load_target, settings_json
-from sieve_edge.run import Run
+from sieve_edge.run import Run, stage_settings
+from sieve_edge.task.examples import splits_sha256
 from sieve_edge.tune import Scorer, tune_model
 from sieve_edge.vocabulary import smaller_vocabulary
 
@@ -48,7 +49,7 @@ SETTINGS = (
     "tune.keep=always",
     "tune.compare_dense=false",
     "vocabulary.keep=auto",
-    "vocabulary.first_tokens=16384",
+    "vocabulary.first_tokens=32768",
     # Rows of 576 are too short for Q4_K: llama.cpp stores them as Q5_0.
     "quantize.allow_fallback=true",
 )
@@ -186,7 +187,7 @@ def _tuned_dense(run: Run) -> Any:
     """Train the dense model, or go on: both formats find the state of one training, whose last look is its end."""
     scorer = Scorer(run.loaded, run.examiner, run.splits, run.recipe, run.progress)
     model = copy.deepcopy(run.loaded.model)
-    key = digest([run.source.sha256(), settings_json(run.recipe), settings_json(run.task)])
+    key = digest([run.source.sha256(), splits_sha256(run.splits), stage_settings("tune", run), run.recipe.seed])
     work = run.root.parent / f"benchmark-waterfall-dense-{key[:16]}"
     return tune_model(model, run.loaded, run.splits, run.recipe, scorer, work, run.progress)[0]
 

@@ -27,7 +27,7 @@ def foreseen_answers(run: Run, verbs: Sequence[str]) -> dict[str, int]:
     if run.recipe.tune.method != "none":
         found["tune"] = (3 if run.recipe.tune.compare_dense else 2) * (selection + unseen)
     if run.recipe.vocabulary.keep != "all":
-        found["vocabulary"] = selection
+        found["vocabulary"] = selection + 2 * unseen
     return {verb: found[verb] for verb in verbs if verb in found}
 
 
@@ -40,6 +40,7 @@ def tell_judging(run: Run, verbs: Sequence[str]) -> None:
 
     Raises:
         JudgeError: If they are more than the build may make calls: it would end in the middle of its search.
+        EnvironmentMissing: If the judge's key or library is missing.
     """
     if run.judge is None:
         return
@@ -55,6 +56,7 @@ def tell_judging(run: Run, verbs: Sequence[str]) -> None:
             f"judge {judge.model}: this build is foreseen to show it {count} answers ({parts}), judge.max_calls is "
             f"{judge.max_calls}; raise the task's judge.max_calls, or take fewer splits.selection examples{guided}"
         )
+    run.judge.check()
     made = f", {run.judge.calls} of them made before" if run.judge.calls else ""
     run.progress.warn(
         f"  judge {judge.model} is foreseen to be shown {count} answers ({parts}); answers that it knows cost no call, "

@@ -276,8 +276,8 @@ def _validated(kind: type[Config], tree: dict[str, Any], source: str) -> Config:
 
 def _one_problem(kind: type[Strict], item: Any) -> str:
     path = ".".join(str(part) for part in item["loc"])
-    # An address may hold a key, and one may have been pasted for the name of its variable.
-    secret = {"base_url", "api_key_env"} & set(item["loc"])
+    # An address may hold a key, and one may have been pasted for the name of its variable; what holds them is a tree.
+    secret = {"base_url", "api_key_env"} & set(item["loc"]) or isinstance(item["input"], dict | list)
     told = item["type"] not in ("missing", "extra_forbidden") and not secret
     value = f" (got {item['input']!r})" if told else ""
     message = item["msg"].removeprefix("Value error, ")

@@ -237,8 +237,9 @@ def scoring_settings(run: Run) -> dict[str, Any]:
     asked = settings_json(run.task)
     graded = ("labels", "metric", "pattern", "field", "stop", "max_new_tokens")
     judge = (run.task.judge or JudgeSettings()) if run.task.metric == "judge" else None
-    # Ceilings and the like change no verdict.
-    judged = {} if judge is None else {"judge": [judge.model, judge.base_url, judge.seed, judge.screen]}
+    # Ceilings and the like change no verdict; a longer answer may hold one that was cut off.
+    who = () if judge is None else (judge.model, judge.base_url, judge.seed, judge.screen, judge.max_answer_tokens)
+    judged = {"judge": list(who)} if who else {}
     return {**compute, **{name: asked[name] for name in graded}, **judged}
 
 

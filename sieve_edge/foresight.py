@@ -34,13 +34,14 @@ def foreseen_answers(run: Run, verbs: Sequence[str]) -> dict[str, int]:
 def tell_judging(run: Run, verbs: Sequence[str]) -> None:
     """Say how many answers the judge will be shown, also to a user who asked for quiet: calls cost money.
 
+    That its key and library are there is found out too.
+
     Args:
         run: The build.
         verbs: Stages that are still to run.
 
     Raises:
         JudgeError: If they are more than the build may make calls: it would end in the middle of its search.
-        EnvironmentMissing: If the judge's key or library is missing.
     """
     if run.judge is None:
         return

@@ -181,8 +181,10 @@ def _search(run: Run, recipe: Tree, _: Tree, target: Tree) -> Tree:
     levels = {"storage": target["storage"], "multiple": target["rank_multiple"]}
     if run.recipe.search.max_size_mib is not None:
         levels["stored"] = [target["format"], target["quantization"]]
-    timed = {"timed": [target[name] for name in ("threads", "execution_provider", "quantization", "workload")]}
-    return {**scoring_settings(run), **asked, **levels, **(timed if run.recipe.search.limits_time else {})}
+    if run.recipe.search.limits_time:
+        device = ("format", "runtime", "execution_provider", "threads", "quantization", "workload", "connection")
+        levels["timed"] = [target[name] for name in device]
+    return {**scoring_settings(run), **asked, **levels}
 
 
 def _fuse(run: Run, _: Tree, task: Tree, __: Tree) -> Tree:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 from huggingface_hub import constants
@@ -84,6 +85,16 @@ def test_the_key_of_gradient_projections_follows_what_decides_their_ranks(tmp_pa
     asked = stage_settings("learn", run)["ranks"]
     assert asked == {"grid": list(run.recipe.grid), "storage": "pivoted", "multiple": run.target.rank_multiple}
     assert stage_settings("learn", make_run(tmp_path))["ranks"] == {}
+
+
+def test_a_search_with_limits_of_time_follows_what_times_depend_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(Run, "scored_splits", {})
+    for limits, follows in (({"max_time_per_token_ms": 5.0}, True), ({}, False)):
+        run = make_run(tmp_path, search=limits)
+        before = stage_settings("search", run)
+        for other in ({"format": "gguf"}, {"runtime": "llama.cpp"}, {"connection": None}, {"threads": 7}):
+            there = replace(run, target=run.target.model_copy(update=other))
+            assert (stage_settings("search", there) != before) == follows
 
 
 def test_stages_that_a_model_is_not_loaded_for_have_keys(tmp_path, monkeypatch):

@@ -91,6 +91,14 @@ def probe(request: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def providers(_: dict[str, Any]) -> dict[str, Any]:
+    """Say what this Python's onnxruntime can compute on; nothing if it has none, or one that cannot be imported."""
+    code = "import onnxruntime; print('\\n' + ' '.join(onnxruntime.get_available_providers()))"
+    quiet = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
+    done = subprocess.run([sys.executable, "-Bc", code], stdout=subprocess.PIPE, env=quiet, check=False)
+    return {"providers": done.stdout.decode().splitlines()[-1].split() if done.returncode == 0 else []}
+
+
 def listing(request: dict[str, Any]) -> dict[str, Any]:
     """Say which of the wanted files are there, and how much of others, by their hash."""
     folder = Path(request["folder"])
@@ -172,7 +180,7 @@ def main() -> int:
     try:
         if kind == "work":
             return work(request, stream)
-        answers = {"probe": probe, "listing": listing, "remove": remove}
+        answers = {"probe": probe, "providers": providers, "listing": listing, "remove": remove}
         answer = receive(request, stream) if kind == "receive" else answers[kind](request)
     except OSError as error:
         answer = {"error": str(error)}

@@ -177,7 +177,7 @@ def _files(run: Path, target: Target, machine: str | None, cache: Path) -> dict[
     files |= {file.name: file for file in SCRIPTS.glob("*.sh")}
     files[SAMPLE] = run / "validate" / SAMPLE
     if machine is not None:
-        site = make_site(target.runtime, machine, PYTHON, cache)
+        site = make_site(target.runtime, machine, PYTHON, cache, accelerated=target.accelerated)
         files |= {f"site/{name}": file for name, file in site_files(site).items()}
     return files
 

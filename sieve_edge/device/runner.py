@@ -10,6 +10,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from sieve_edge.device.llama_refusals import PATCHED
 from sieve_edge.errors import EnvironmentMissing
 from sieve_edge.files import digest
 
@@ -81,15 +82,27 @@ def missing(runtime: str, versions: Mapping[str, str | None], further: Sequence[
     """
     problems = []
     for requirement in requirements(runtime, further):
-        names = RUNTIMES[runtime] if requirement.name in RUNTIMES[runtime] else (requirement.name,)
+        is_runtime = requirement.name in RUNTIMES[runtime]
+        build = PATCHED if is_runtime and runtime == "llama.cpp" else ""
+        names = RUNTIMES[runtime] if is_runtime else (requirement.name,)
         have = [version for version in (versions.get(name) for name in names) if version]
         # A local part, as in 0.3.36+factored, does not change which version it is.
-        if not any(requirement.specifier.contains(version.split("+")[0], prereleases=True) for version in have):
-            problems.append(f"{requirement} (has {have[0] if have else 'none'})")
+        if not any(
+            build in version and requirement.specifier.contains(version.split("+")[0], prereleases=True)
+            for version in have
+        ):
+            problems.append(f"{requirement}{build} (has {have[0] if have else 'none'})")
     return problems
 
 
-def make_site(runtime: str, machine: str, python: Sequence[int], cache: Path, further: Sequence[str] = ()) -> Path:
+def make_site(
+    runtime: str,
+    machine: str,
+    python: Sequence[int],
+    cache: Path,
+    further: Sequence[str] = (),
+    accelerated: bool = False,
+) -> Path:
     """Collect the worker's packages for another machine, once.
 
     Args:
@@ -98,6 +111,8 @@ def make_site(runtime: str, machine: str, python: Sequence[int], cache: Path, fu
         python: Major and minor version of the device's Python.
         cache: Folder where such collections are kept.
         further: Packages that are needed besides.
+        accelerated: Whether the device's own runtime computes on an accelerator; then none is collected, which would
+            be found before it.
 
     Returns:
         Folder for the device's ``PYTHONPATH``.
@@ -110,7 +125,8 @@ def make_site(runtime: str, machine: str, python: Sequence[int], cache: Path, fu
             f"the device has no usable llama-cpp-python, and there is none to send for {machine}: run make runtime in "
             "a checkout on the device, and set connection.python to its .venv/bin/python"
         )
-    wanted = [_pinned(requirement) for requirement in requirements(runtime, further)]
+    own = RUNTIMES[runtime] if accelerated else ()
+    wanted = [_pinned(requirement) for requirement in requirements(runtime, further) if requirement.name not in own]
     key = digest([wanted, machine, list(python)])[:16]
     place = cache / f"site-{machine}-{key}"
     if place.is_dir():

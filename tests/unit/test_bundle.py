@@ -74,7 +74,7 @@ def test_packages_inside_do_not_tell_who_collected_them(run, tmp_path, monkeypat
     made = []
     for name, python in (("one", "/a/.venv/bin/python"), ("two", "/other/python")):
         site = make_site(tmp_path / name, python)
-        monkeypatch.setattr(bundle, "make_site", lambda *_, site=site: site)
+        monkeypatch.setattr(bundle, "make_site", lambda *_, site=site, **__: site)
         made.append(write_bundle(run, tmp_path / name / "toy.tar.gz", "aarch64", tmp_path))
     assert made[0]["sha256"] == made[1]["sha256"]
     kept = {"numpy/__init__.py", "numpy/RECORD", "numpy-2.0.dist-info/METADATA"}
@@ -131,7 +131,7 @@ HERE = {"machine": platform.machine(), "python": ".".join(map(str, sys.version_i
 
 
 def test_packages_inside_say_what_they_are_for(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(bundle, "make_site", lambda *_: make_site(tmp_path / "site", "/a/python"))
+    monkeypatch.setattr(bundle, "make_site", lambda *_, **__: make_site(tmp_path / "site", "/a/python"))
     for machine, site in (("aarch64", {"machine": "aarch64", "python": "3.11"}), (None, None)):
         write_bundle(run, tmp_path / "toy.tar.gz", machine, tmp_path)
         with tarfile.open(tmp_path / "toy.tar.gz") as packed:

@@ -56,7 +56,7 @@ test-interop: build  ## Load TARGET's exported folder with optimum and onnxrunti
 test-vllm: build  ## Serve TARGET's fused checkpoint with vLLM, in an environment of its own
 	$(PY) -m tests.vllm.check_vllm $(RUN) .interop
 
-test-containers:  ## Build both images and run them on amd64 and emulated arm64, without Docker's engine (as root)
+test-containers: setup  ## Build both images and run them on amd64 and emulated arm64, without Docker's engine (as root)
 	docker/prove.sh
 
 bench: setup  ## Run every benchmark in its short form; results in benchmarks/results

@@ -11,10 +11,12 @@
 #    another uid, no network
 # 4. that build, validated in the device's image on amd64, and on arm64 by emulation, in the same way
 # 5. with LLAMA_CPP=gguf, which compiles it twice, the same for llama.cpp on amd64, in a device image of its own
-# 6. with FULL=1, the build of the target x86-cpu (FULL_ARGS are options for it) and its validation on amd64; on arm64,
+# 6. the pico build on an emulated arm64 device made by docker/arm64-root.sh, over ssh and as a bundle, from .venv
+# 7. with FULL=1, the build of the target x86-cpu (FULL_ARGS are options for it) and its validation on amd64; on arm64,
 #    where emulation takes hours for that, the artifact's stored inputs and logits only
 #
-# Figures go to benchmarks/results/containers.json; the work stays in runs/containers, base images in podman's store.
+# Figures go to benchmarks/results/containers.json; the work stays in runs/containers, base images in podman's store, the
+# emulated device in ARM64_ROOT (default: /var/cache/sieve-edge/arm64-root), a folder that is root's like those above it.
 # BUILD_MOUNTS, LLAMA_CPP and JOBS as in scripts/engine.sh; LLAMA_CPP is none here by default, since it takes minutes.
 # ENGINE_ARGS are added to every podman run. CONTAINERS_CONF names a configuration for podman, where it needs another
 # than the machine's: without systemd, runtime="runc" and cgroup_manager="cgroupfs" of [engine].
@@ -39,7 +41,8 @@ check_tools() { # TOOL...
     local tool
     for tool in buildah podman mmdebstrap catatonit "$@"; do
         command -v "$tool" >/dev/null || fail "$tool is missing; on Debian: apt-get install --no-install-recommends buildah" \
-            "podman runc netavark mmdebstrap arch-test catatonit qemu-user-static binfmt-support"
+            "podman runc netavark mmdebstrap arch-test catatonit qemu-user-static binfmt-support openssh-server" \
+            "openssh-client"
     done
     [[ $(id -u) == 0 && $(uname -m) == x86_64 ]] || fail "needs root, on x86_64"
 }
@@ -171,8 +174,17 @@ prove_device() {
     say "device image: $size bytes; done in $SECONDS s"
 }
 
+prove_emulated() { # the pico build on an emulated arm64 device
+    local root=${ARM64_ROOT:-/var/cache/sieve-edge/arm64-root} code=0
+    docker/arm64-root.sh "$root"
+    ARM64_ROOT=$root ARM64_RUN=$PWD/$work/toy .venv/bin/python -m pytest -q tests/device/test_arm64.py >&2 || code=$?
+    umount -R "$root/proc"
+    [[ $code == 0 ]] || { say "tests on an emulated device: exit $code"; exit 1; }
+}
+
 main() {
-    check_tools qemu-aarch64-static update-binfmts
+    check_tools qemu-aarch64-static update-binfmts ssh sshd
+    [[ -x .venv/bin/pytest ]] || fail "pytest is missing in .venv; run: make setup"
     register_qemu
     mkdir -p "$work/inputs" "$work/cache"
     printf 'processor\t: 0\nFeatures\t: fp asimd evtstrm crc32 cpuid\nCPU implementer\t: 0x41\nCPU part\t: 0xd08\n' >"$work/cpuinfo"
@@ -196,6 +208,7 @@ main() {
     validate toy arm64 "$work/inputs/toy-cpu.yaml" "${quick[@]}"
     compare toy amd64
     compare toy arm64
+    prove_emulated
     if [[ ${LLAMA_CPP:-none} == gguf ]]; then
         builds+=(toy-gguf)
         build toy-gguf "$work/inputs/toy-gguf.yaml" "${quick[@]}"

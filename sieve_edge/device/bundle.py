@@ -1,4 +1,8 @@
-"""Packs a finished build into one archive that a device needs nothing else for; the same build gives the same bytes."""
+"""Packs a finished build into one archive that a device needs nothing else for; the same build gives the same bytes.
+
+Packages inside have the versions of the environment that packs, down to what they need in turn: the same environment
+gives the same bytes with them too.
+"""
 
 import gzip
 import io

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -126,8 +127,9 @@ def make_site(
             "a checkout on the device, and set connection.python to its .venv/bin/python"
         )
     own = RUNTIMES[runtime] if accelerated else ()
-    wanted = [_pinned(requirement) for requirement in requirements(runtime, further) if requirement.name not in own]
-    key = digest([wanted, machine, list(python)])[:16]
+    wanted = [str(requirement) for requirement in requirements(runtime, further) if requirement.name not in own]
+    pins = _pins(wanted)
+    key = digest([wanted, pins, machine, list(python)])[:16]
     place = cache / f"site-{machine}-{key}"
     if place.is_dir():
         return place
@@ -136,7 +138,11 @@ def make_site(
     platforms = [word for system in _WHEEL_SYSTEMS for word in ("--platform", f"{system}_{machine}")]
     version = ["--python-version", ".".join(map(str, python))]
     command = [sys.executable, "-m", "pip", "install", "-q", "--only-binary=:all:", "--target", str(part), *platforms]
-    done = subprocess.run([*command, *version, *wanted], capture_output=True, text=True, check=False)
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as constraints:
+        constraints.write("".join(f"{pin}\n" for pin in pins))
+        constraints.flush()
+        command += [*version, "--constraint", constraints.name, *wanted]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise EnvironmentMissing(f"pip cannot collect {', '.join(wanted)} for {machine}: {said}")
@@ -165,9 +171,23 @@ def _of_this_machine(file: Path) -> bool:
     return noted or file.parts[0] == "bin" or "__pycache__" in file.parts
 
 
-def _pinned(requirement: Requirement) -> str:
-    """Ask for the version that is installed here, where it is, so that both sides compute alike."""
-    try:
-        return f"{requirement.name}=={metadata.version(requirement.name).split('+')[0]}"
-    except metadata.PackageNotFoundError:
-        return str(requirement)
+def _pins(wanted: Sequence[str]) -> list[str]:
+    """List the versions that are installed here of packages and of what these need in turn.
+
+    With them both sides compute alike, and the same environment collects the same; pip chooses those of what is not
+    installed here.
+    """
+    found: dict[str, str] = {}
+    ahead = list(wanted)
+    while ahead:
+        requirement = Requirement(ahead.pop())
+        name = canonicalize_name(requirement.name)
+        if name in found or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+            continue
+        try:
+            installed = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue
+        found[name] = f"{name}=={installed.version.split('+')[0]}"
+        ahead += installed.requires or ()
+    return [found[name] for name in sorted(found)]

@@ -86,9 +86,7 @@ def probe(request: dict[str, Any]) -> dict[str, Any]:
         "python_version": list(sys.version_info[:2]),
         "free_bytes": shutil.disk_usage(there).free,
     }
-    if not os.access(there, os.W_OK):
-        found["free_bytes"] = 0
-    return found
+    return found if os.access(there, os.W_OK) else {**found, "free_bytes": 0}
 
 
 def providers(_: dict[str, Any]) -> dict[str, Any]:
@@ -160,7 +158,8 @@ def remove(request: dict[str, Any]) -> dict[str, Any]:
 def work(request: dict[str, Any], stream: BinaryIO) -> int:
     """Let the worker do the job that the rest of the stream holds; its streams are this process's own."""
     folder = Path(request["folder"]).absolute()
-    paths = [str(folder / name) for name in request["paths"]]
+    # Behind them what probe found packages in.
+    paths = [*(str(folder / name) for name in request["paths"]), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "sieve_edge.device.worker"]
     job = stream.read()

@@ -8,7 +8,7 @@ PY := .venv/bin/python
 # The build of ONNX Runtime that the target's file asks for; TARGET is a shipped name or a YAML file.
 ONNX = $(if $(filter onnx-gpu,$(firstword $(shell scripts/target.sh '$(TARGET)'))),onnx-gpu,onnx)
 # The build of TARGET that was touched last: there may be several, of other models and tasks.
-RUN = $(shell ls -td runs/*-$(basename $(notdir $(TARGET))) | head -n 1)
+RUN = $(shell ls -td runs/*-$(lastword $(shell scripts/target.sh '$(TARGET)')) | head -n 1)
 BENCHMARKS := $(patsubst benchmarks/%.py,%,$(filter-out benchmarks/_% benchmarks/readme.py benchmarks/pictures.py benchmarks/rag.py,$(wildcard benchmarks/*.py)))
 
 help:  ## List the commands and their variables

@@ -28,7 +28,7 @@ cd "$(dirname "$0")/.."
 
 readonly label=sieve-edge.sources runtimes_label=sieve-edge.runtimes
 case ${1:-} in build) target=${2:-} ;; *) target=${TARGET:-} ;; esac
-read -r runtime accelerator connection base < <(scripts/target.sh "${target:-none}")
+read -r runtime accelerator connection base _ < <(scripts/target.sh "${target:-none}")
 runtime=${RUNTIME:-$runtime} accelerator=${ACCELERATOR:-$accelerator}
 if [[ $runtime == onnx-gpu ]]; then accelerator=cuda; fi
 device_tag=$runtime

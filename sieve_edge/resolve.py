@@ -2,7 +2,7 @@
 
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -144,12 +144,23 @@ def check_build(target: Target, recipe: Recipe) -> None:
 
     Raises:
         ConfigError: If a setting does not suit the target or another setting; all problems at once.
-        EnvironmentMissing: If LoRA is asked for without its package.
     """
     problems = [*_row_problems(target, recipe), *_search_problems(target, recipe), *_vocabulary_problems(recipe)]
     if problems:
         raise ConfigError("--set", problems)
-    if recipe.tune.method == "lora" and importlib.util.find_spec("peft") is None:
+
+
+def check_packages(recipe: Recipe, verbs: Sequence[str]) -> None:
+    """Refuse what needs a package that is not here, before the first stage that has something to do.
+
+    Args:
+        recipe: Settings.
+        verbs: Stages that are still to run; a device that only validates needs no package of the others.
+
+    Raises:
+        EnvironmentMissing: If LoRA is to be trained without its package.
+    """
+    if "tune" in verbs and recipe.tune.method == "lora" and importlib.util.find_spec("peft") is None:
         raise EnvironmentMissing("tune.method=lora: peft is not installed; run: pip install 'sieve-edge[tune]'")
 
 

@@ -4,6 +4,7 @@ Dimension key: V tokens of the vocabulary, K tokens kept, D width of the embeddi
 """
 
 import copy
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -28,6 +29,7 @@ _IDS = (
 """Settings of generation that are a token, or a list of tokens."""
 
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
+_BYTES = {f"<0x{byte:02X}>" for byte in range(256)}
 
 
 def check_tokenizer(stored: Mapping[str, Any]) -> None:
@@ -37,13 +39,19 @@ def check_tokenizer(stored: Mapping[str, Any]) -> None:
         stored: Content of ``tokenizer.json``.
 
     Raises:
-        ModelError: If it is not BPE, or marks the ends or insides of words.
+        ModelError: If it is not BPE, marks the ends or insides of words, or has no bytes for other characters.
     """
     model = stored["model"]
     if model["type"] != "BPE" or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
         raise ModelError(
             f"vocabulary: the tokenizer's model is {model['type']}, and only BPE without marks inside words can be "
             "trimmed; build with --set vocabulary.keep=all"
+        )
+    bytewise = '"ByteLevel"' in json.dumps([stored["normalizer"], stored["pre_tokenizer"]])
+    if not bytewise and not (model["byte_fallback"] and model["vocab"].keys() >= _BYTES):
+        raise ModelError(
+            "vocabulary: the tokenizer is neither ByteLevel nor has it byte_fallback with a token for all 256 bytes: "
+            "characters that the task's texts lack could not be written any more; build with --set vocabulary.keep=all"
         )
 
 
@@ -67,7 +75,7 @@ def needed_tokens(stored: Mapping[str, Any], used: Iterable[int], rows: int) -> 
     vocab: dict[str, int] = model["vocab"]
     names = {index: token for token, index in vocab.items()}
     ranks = {pair: rank for rank, pair in enumerate(_pairs(model["merges"]))}
-    alphabet = set(pre_tokenizers.ByteLevel.alphabet()) | {f"<0x{byte:02X}>" for byte in range(256)}
+    alphabet = set(pre_tokenizers.ByteLevel.alphabet()) | _BYTES
     kept = {token for token in vocab if token in alphabet} | {model.get("unk_token")}
     for index in set(used):
         if index in names:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
 from sieve_edge.errors import ModelError
-from sieve_edge.model.tokens import needed_tokens, trim_tokenizer
+from sieve_edge.model.tokens import check_tokenizer, needed_tokens, trim_tokenizer
 from tests.tiny_gguf import TEXTS, train_bytes, train_pieces
 
 WHOLE = {"bytes": train_bytes(700), "pieces": train_pieces()}
@@ -80,6 +80,15 @@ def test_other_kinds_of_tokenizers_are_refused():
     words = json.loads(Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).to_str())
     with pytest.raises(ModelError, match="WordLevel, and only BPE"):
         needed_tokens(words, [0], 1)
+
+
+def test_a_tokenizer_that_could_not_write_other_characters_is_refused():
+    letters = json.loads(Tokenizer(models.BPE({"<unk>": 0, "a": 1, "é": 2}, [], unk_token="<unk>")).to_str())
+    lacking = json.loads(WHOLE["pieces"].backend_tokenizer.to_str())
+    del lacking["model"]["vocab"]["<0xC3>"]
+    for stored in (letters, lacking):
+        with pytest.raises(ModelError, match="neither ByteLevel nor has it byte_fallback with a token for all 256"):
+            check_tokenizer(stored)
 
 
 def test_a_token_that_the_embedding_lacks_is_left_out():

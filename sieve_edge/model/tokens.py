@@ -92,7 +92,7 @@ def trim_tokenizer(stored: Mapping[str, Any], kept: Sequence[int]) -> dict[str, 
         kept: Token ids, rising.
 
     Returns:
-        Content of a smaller ``tokenizer.json``.
+        Content of a smaller ``tokenizer.json``; without padding where its token is left out.
     """
     new_ids = {old: new for new, old in enumerate(kept)}
     trimmed = copy.deepcopy(dict(stored))
@@ -107,6 +107,9 @@ def trim_tokenizer(stored: Mapping[str, Any], kept: Sequence[int]) -> dict[str, 
         {**entry, "id": new_ids[entry["id"]]} for entry in trimmed["added_tokens"] if entry["id"] in new_ids
     ]
     trimmed["post_processor"] = _renumbered(trimmed["post_processor"], new_ids)
+    if padding := trimmed["padding"]:
+        kept_pad = padding["pad_id"] in new_ids
+        trimmed["padding"] = {**padding, "pad_id": new_ids[padding["pad_id"]]} if kept_pad else None
     return trimmed
 
 

@@ -76,6 +76,17 @@ def test_ids_inside_the_post_processor_are_renumbered():
     assert small.encode("a").ids[-1] == len(kept) - 1
 
 
+def test_padding_names_its_token_by_its_new_id():
+    stored = json.loads(WHOLE["bytes"].backend_tokenizer.to_str())
+    token, last = max(stored["model"]["vocab"].items(), key=lambda item: item[1])
+    stored["padding"] = {"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": None}
+    stored["padding"] |= {"pad_id": last, "pad_type_id": 0, "pad_token": token}
+    kept = needed_tokens(stored, [last], 10_000)
+    small = Tokenizer.from_str(json.dumps(trim_tokenizer(stored, kept)))
+    assert small.encode("a").ids[1:] == [small.token_to_id(token)] * 8
+    assert trim_tokenizer(stored, [index for index in kept if index != last])["padding"] is None
+
+
 def test_other_kinds_of_tokenizers_are_refused():
     words = json.loads(Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).to_str())
     with pytest.raises(ModelError, match="WordLevel, and only BPE"):

@@ -16,16 +16,17 @@ from transformers import PreTrainedTokenizerFast
 
 from sieve_edge.errors import ModelError
 
-_IDS = (
+_ROLES = (
     "bos_token_id",
     "eos_token_id",
     "pad_token_id",
     "decoder_start_token_id",
     "forced_bos_token_id",
     "forced_eos_token_id",
-    "suppress_tokens",
-    "begin_suppress_tokens",
 )
+"""Settings of generation that give a token, or each of a list, a part in every answer."""
+
+_IDS = (*_ROLES, "suppress_tokens", "begin_suppress_tokens")
 """Settings of generation that are a token, or a list of tokens."""
 
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -53,6 +54,22 @@ def check_tokenizer(stored: Mapping[str, Any]) -> None:
             "vocabulary: the tokenizer is neither ByteLevel nor has it byte_fallback with a token for all 256 bytes: "
             "characters that the task's texts lack could not be written any more; build with --set vocabulary.keep=all"
         )
+
+
+def named_tokens(*configs: Any) -> set[int]:
+    """List the tokens that start, end or fill answers, which no text has to hold.
+
+    Tokens that may not be written are not among them: one that is left out cannot be.
+
+    Args:
+        *configs: Configurations of a model or of generation.
+
+    Returns:
+        Token ids.
+    """
+    values = [getattr(config, name, None) for config in configs for name in _ROLES]
+    several = [value if isinstance(value, list) else [value] for value in values]
+    return {index for indices in several for index in indices if index is not None}
 
 
 def needed_tokens(stored: Mapping[str, Any], used: Iterable[int], rows: int) -> list[int]:

@@ -58,7 +58,6 @@ def calibrate(
 
     Raises:
         CalibrationError: If a sum is not finite.
-        JudgeError: If the judge says too little of the dense model's answers.
     """
     task = examiner.task
     dense = _score_dense(loaded, examiner, selection, recipe, out, progress)

@@ -8,7 +8,7 @@ PY := .venv/bin/python
 # The build of ONNX Runtime that the target's file asks for; TARGET is a shipped name or a YAML file.
 ONNX = $(if $(filter onnx-gpu,$(firstword $(shell scripts/target.sh '$(TARGET)'))),onnx-gpu,onnx)
 # The build of TARGET that was touched last: there may be several, of other models and tasks.
-RUN = $(shell ls -td runs/*-$(basename $(notdir $(TARGET))) | head -n 1)
+RUN = $(shell ls -td runs/*-$(lastword $(shell scripts/target.sh '$(TARGET)')) | head -n 1)
 BENCHMARKS := $(patsubst benchmarks/%.py,%,$(filter-out benchmarks/_% benchmarks/readme.py benchmarks/pictures.py benchmarks/rag.py,$(wildcard benchmarks/*.py)))
 
 help:  ## List the commands and their variables
@@ -56,7 +56,7 @@ test-interop: build  ## Load TARGET's exported folder with optimum and onnxrunti
 test-vllm: build  ## Serve TARGET's fused checkpoint with vLLM, in an environment of its own
 	$(PY) -m tests.vllm.check_vllm $(RUN) .interop
 
-test-containers:  ## Build both images and run them on amd64 and emulated arm64, without Docker's engine (as root)
+test-containers: setup  ## Build both images and run them on amd64 and emulated arm64, without Docker's engine (as root)
 	docker/prove.sh
 
 bench: setup  ## Run every benchmark in its short form; results in benchmarks/results

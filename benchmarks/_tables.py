@@ -77,6 +77,27 @@ def _worth(name: str, steps: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
+def tuning() -> str:
+    """Make the table of what tuning is worth by its loss and arithmetic.
+
+    Returns:
+        Markdown.
+    """
+    file = RESULTS / "tuning.json"
+    if not file.is_file():
+        return "Not measured yet: `python -m benchmarks.tuning`."
+    splits = [f"{split}_accuracy" for split in ("selection", "test", "transfer")]
+    heads = ["loss", "arithmetic", "kept", "best step", "minutes", *(name.replace("_", " ") for name in splits)]
+    lines: list[Sequence[str]] = [heads, ["---"] * len(heads)]
+    for row in read_json(file)["rows"]:
+        trained = row["steps"] > 0
+        how = [row["dtype"], f"{row['kept_linears']:.3f}", f"{row['best_step']} of {row['steps']}"]
+        how += [f"{row['seconds'] / 60:.1f}"]
+        cells = how if trained else ["", how[1], "", ""]
+        lines.append([row["loss"], *cells, *(f"{row[name]:.3f}" for name in splits)])
+    return _markdown(lines)
+
+
 def runtime() -> str:
     """Make the table of speeds by runtime, weights and form, with two threads.
 
@@ -239,6 +260,6 @@ def _markdown(lines: Sequence[Sequence[str]]) -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    made.__name__: made for made in (search, waterfall, runtime, fixed, operators, times, containers, rag)
+    made.__name__: made for made in (search, waterfall, tuning, runtime, fixed, operators, times, containers, rag)
 }
 """Name of a generated part -> what makes it."""

@@ -1,6 +1,6 @@
 """Writes what is generated in README.md and docs/: ``python -m benchmarks.readme [--run RUN] [--check]``.
 
-The results table comes from a build's ``result.json`` (kept as benchmarks/results/build-TARGET.json), the help from the
+The results table comes from a build's ``result.json`` (kept as benchmarks/results/build-RUN.json), the help from the
 commands themselves, the list of files from their first docstring lines.
 """
 
@@ -30,8 +30,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if one is out of date")
     arguments = parser.parse_args()
     if arguments.run:
-        result = read_json(arguments.run / "result.json")
-        write_json(RESULTS / f"build-{result['target']}.json", result)
+        write_json(RESULTS / f"build-{arguments.run.resolve().name}.json", read_json(arguments.run / "result.json"))
     changed = []
     for name in DOCUMENTS:
         old = (ROOT / name).read_text(encoding="utf-8")

@@ -11,10 +11,12 @@
 #    another uid, no network
 # 4. that build, validated in the device's image on amd64, and on arm64 by emulation, in the same way
 # 5. with LLAMA_CPP=gguf, which compiles it twice, the same for llama.cpp on amd64, in a device image of its own
-# 6. with FULL=1, the build of the target x86-cpu (FULL_ARGS are options for it) and its validation on amd64; on arm64,
+# 6. the pico build on an emulated arm64 device made by docker/arm64-root.sh, over ssh and as a bundle, from .venv
+# 7. with FULL=1, the build of the target x86-cpu (FULL_ARGS are options for it) and its validation on amd64; on arm64,
 #    where emulation takes hours for that, the artifact's stored inputs and logits only
 #
-# Figures go to benchmarks/results/containers.json; the work stays in runs/containers, base images in podman's store.
+# Figures go to benchmarks/results/containers.json; the work stays in runs/containers, base images in podman's store, the
+# emulated device in ARM64_ROOT (default: /var/cache/sieve-edge/arm64-root), a folder that is root's like those above it.
 # BUILD_MOUNTS, LLAMA_CPP and JOBS as in scripts/engine.sh; LLAMA_CPP is none here by default, since it takes minutes.
 # ENGINE_ARGS are added to every podman run. CONTAINERS_CONF names a configuration for podman, where it needs another
 # than the machine's: without systemd, runtime="runc" and cgroup_manager="cgroupfs" of [engine].
@@ -39,7 +41,8 @@ check_tools() { # TOOL...
     local tool
     for tool in buildah podman mmdebstrap catatonit "$@"; do
         command -v "$tool" >/dev/null || fail "$tool is missing; on Debian: apt-get install --no-install-recommends buildah" \
-            "podman runc netavark mmdebstrap arch-test catatonit qemu-user-static binfmt-support"
+            "podman runc netavark mmdebstrap arch-test catatonit qemu-user-static binfmt-support openssh-server" \
+            "openssh-client"
     done
     [[ $(id -u) == 0 && $(uname -m) == x86_64 ]] || fail "needs root, on x86_64"
 }
@@ -112,7 +115,7 @@ build() { # NAME TARGET [OPTION...]: in the pipeline's image
     local code=0
     rm -rf "${work:?}/$1"
     ENGINE=podman NETWORK=none scripts/engine.sh build "$2" --run-dir "$work/$1" "${@:3}" >"$work/$1.out" || code=$?
-    [[ $code == 0 || $code == 4 ]] || { say "build of $1: exit $code"; exit 1; }
+    python3 docker/agree.py limits "$code" "$work/$1.out"
     say "built $1 in the pipeline's image: exit $code"
 }
 
@@ -120,7 +123,7 @@ build_here() { # NAME TARGET [OPTION...]: in .venv
     local code=0
     rm -rf "${work:?}/$1"
     .venv/bin/sieve-edge build --target "$2" --run-dir "$work/$1" "${@:3}" >"$work/$1.out" || code=$?
-    [[ $code == 0 || $code == 4 ]] || { say "build of $1: exit $code"; exit 1; }
+    python3 docker/agree.py limits "$code" "$work/$1.out"
     say "built $1 in .venv: exit $code"
 }
 
@@ -130,27 +133,31 @@ validate() { # NAME TAG TARGET [OPTION...]: the build NAME, on the device
     cp -al "$work/$1" "$run"
     rm -r "$run/validate"
     on_device "$2" sieve_edge.cli validate --target "$3" --run-dir "$run" "${@:4}" </dev/null >"$run.out" || code=$?
-    [[ $code == 0 || $code == 4 ]] || { say "validation of $1 on $2: exit $code"; exit 1; }
+    python3 docker/agree.py limits "$code" "$run.out"
+    python3 docker/agree.py scores "$work/$1" "$run"
     say "validated $1 on $2: exit $code, $(tail -n 1 "$run.out")"
 }
 
 compare() { # NAME ARCH: the build's artifact with the logits that the export stored, as a job on standard input
+    local told=$work/$1-$2-reference.json
     printf '{"job": "reference", "runtime": "onnxruntime", "threads": 1, "provider": "CPUExecutionProvider", %s}' \
-        "\"folder\": \"$work/$1/export/pruned\", \"exact\": true" | on_device "$2" >"$work/$1-$2-reference.json"
-    say "compared $1 on $2: $(cat "$work/$1-$2-reference.json")"
+        "\"folder\": \"$work/$1/export/pruned\", \"exact\": true" | on_device "$2" >"$told"
+    python3 docker/agree.py logits "$told"
+    say "compared $1 on $2: $(<"$told")"
 }
 
 prove_device() {
-    local python=$PWD/.venv/bin/python mounts=() mount probe
+    local python=$PWD/.venv/bin/python mounts=() mount probe checked size
     probe=$(grep '^setuptools==' constraints.txt)
     check_tools
     [[ -x $python ]] || fail "$python is missing; run: make setup"
     mkdir -p "$work/inputs" "$work/cache/sieve-edge/container/packages"
-    # Up to here a failure is what the machine lacks; afterwards it is an error.
     for mount in ${BUILD_MOUNTS:-}; do mounts+=(--volume "$mount"); done
     (make_amd64_bases && timeout 300 podman run --rm --network host "${mounts[@]}" "$base-amd64" sh -c \
         "python3 -m venv /tmp/pip && /tmp/pip/bin/python -m pip download -q --no-deps -d /tmp $probe") ||
         fail "no containers can be made here, or they reach no package index"
+    # Up to here exit code 5 says what the machine lacks; afterwards every failure is an error.
+    trap '[[ $? == 0 ]] || exit 1' EXIT
     BUILDER=$builder BASE_IMAGE=$base-amd64 RUN_IMAGE=$small-amd64 RUNTIME=onnx DEVICE_IMAGE=sieve-edge-device:amd64 \
         PLATFORM=linux/amd64 scripts/engine.sh image device
     "$python" -m tests.containers.make_toy "$work/inputs"
@@ -160,12 +167,24 @@ prove_device() {
     compare toy amd64
     .venv/bin/sieve-edge bundle "$work/toy" --out "$work/toy.tar.gz" --image sieve-edge-device:bundle \
         --base sieve-edge-device:amd64 >"$work/toy-bundle.json"
-    say "checked the bundle's image: $(in_image sieve-edge-device:bundle | tail -n 1)"
-    say "device image: $(podman image inspect --format '{{.Size}}' sieve-edge-device:amd64) bytes; done in $SECONDS s"
+    # Assigned first: of what stands in an argument, a failure is not seen.
+    checked=$(in_image sieve-edge-device:bundle | tail -n 1)
+    size=$(podman image inspect --format '{{.Size}}' sieve-edge-device:amd64)
+    say "checked the bundle's image: $checked"
+    say "device image: $size bytes; done in $SECONDS s"
+}
+
+prove_emulated() { # the pico build on an emulated arm64 device
+    local root=${ARM64_ROOT:-/var/cache/sieve-edge/arm64-root} code=0
+    docker/arm64-root.sh "$root"
+    ARM64_ROOT=$root ARM64_RUN=$PWD/$work/toy .venv/bin/python -m pytest -q tests/device/test_arm64.py >&2 || code=$?
+    umount -R "$root/proc"
+    [[ $code == 0 ]] || { say "tests on an emulated device: exit $code"; exit 1; }
 }
 
 main() {
-    check_tools qemu-aarch64-static update-binfmts
+    check_tools qemu-aarch64-static update-binfmts ssh sshd
+    [[ -x .venv/bin/pytest ]] || fail "pytest is missing in .venv; run: make setup"
     register_qemu
     mkdir -p "$work/inputs" "$work/cache"
     printf 'processor\t: 0\nFeatures\t: fp asimd evtstrm crc32 cpuid\nCPU implementer\t: 0x41\nCPU part\t: 0xd08\n' >"$work/cpuinfo"
@@ -189,6 +208,7 @@ main() {
     validate toy arm64 "$work/inputs/toy-cpu.yaml" "${quick[@]}"
     compare toy amd64
     compare toy arm64
+    prove_emulated
     if [[ ${LLAMA_CPP:-none} == gguf ]]; then
         builds+=(toy-gguf)
         build toy-gguf "$work/inputs/toy-gguf.yaml" "${quick[@]}"

@@ -28,7 +28,7 @@ cd "$(dirname "$0")/.."
 
 readonly label=sieve-edge.sources runtimes_label=sieve-edge.runtimes
 case ${1:-} in build) target=${2:-} ;; *) target=${TARGET:-} ;; esac
-read -r runtime accelerator connection base < <(scripts/target.sh "${target:-none}")
+read -r runtime accelerator connection base _ < <(scripts/target.sh "${target:-none}")
 runtime=${RUNTIME:-$runtime} accelerator=${ACCELERATOR:-$accelerator}
 if [[ $runtime == onnx-gpu ]]; then accelerator=cuda; fi
 device_tag=$runtime
@@ -177,10 +177,11 @@ prepare() { # sets run and network to the command and the network that a contain
 }
 
 build_in_container() { # TARGET [OPTION...]
-    local options=() export_options=() word code=0
-    # First, so that an OPTION that names another device wins.
-    if [[ $accelerator == cuda ]]; then options+=(--set device=cuda); fi
-    options+=("${@:2}")
+    local options=("${@:2}") export_options=() word code=0
+    # sieve-edge refuses to be told twice.
+    if [[ $accelerator == cuda && " ${*:2} " != *[\ =]device=* && " ${*:2} " != *" --device"[\ =]* ]]; then
+        options=(--set device=cuda "${options[@]}")
+    fi
     for word in "${options[@]}"; do
         # What export does not know; everything else is an option of both.
         if [[ $word != --require-device ]]; then export_options+=("$word"); fi

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Says of a target what decides where its build runs and what that needs: one line, RUNTIME ACCELERATOR CONNECTION IMAGE.
+# Says of a target what decides where its build runs and what that needs: one line, RUNTIME ACCELERATOR CONNECTION IMAGE
+# NAME.
 #
 #   scripts/target.sh TARGET     a shipped name or a YAML file
 #
@@ -7,6 +8,7 @@
 # ACCELERATOR  cuda if an NVIDIA GPU computes on the device, else cpu
 # CONNECTION   local, ssh or none
 # IMAGE        base of the device's container, or none
+# NAME         its name, which folders of its runs end in; that of the file where it has none
 #
 # Reads YAML by lines, since it runs before anything is installed: fields at the left margin, values quoted or not, on
 # their line or indented below. What is no target gives defaults; sieve-edge names its problems.
@@ -38,4 +40,5 @@ elif [[ $accelerator == cuda && $connection == local ]]; then
 fi
 image=$(field image)
 if [[ -z $image || $image == @(null|~) ]]; then image=none; fi
-echo "$runtime $accelerator $connection $image"
+name=$(field name) given=${1##*/}
+echo "$runtime $accelerator $connection $image ${name:-${given%.yaml}}"

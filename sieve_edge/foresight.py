@@ -27,12 +27,14 @@ def foreseen_answers(run: Run, verbs: Sequence[str]) -> dict[str, int]:
     if run.recipe.tune.method != "none":
         found["tune"] = (3 if run.recipe.tune.compare_dense else 2) * (selection + unseen)
     if run.recipe.vocabulary.keep != "all":
-        found["vocabulary"] = selection
+        found["vocabulary"] = selection + 2 * unseen
     return {verb: found[verb] for verb in verbs if verb in found}
 
 
 def tell_judging(run: Run, verbs: Sequence[str]) -> None:
     """Say how many answers the judge will be shown, also to a user who asked for quiet: calls cost money.
+
+    That its key and library are there is found out too.
 
     Args:
         run: The build.
@@ -55,6 +57,7 @@ def tell_judging(run: Run, verbs: Sequence[str]) -> None:
             f"judge {judge.model}: this build is foreseen to show it {count} answers ({parts}), judge.max_calls is "
             f"{judge.max_calls}; raise the task's judge.max_calls, or take fewer splits.selection examples{guided}"
         )
+    run.judge.check()
     made = f", {run.judge.calls} of them made before" if run.judge.calls else ""
     run.progress.warn(
         f"  judge {judge.model} is foreseen to be shown {count} answers ({parts}); answers that it knows cost no call, "

@@ -68,7 +68,7 @@ def fuse(
     grades = exam.grade(answers)
     scores = {"dense": exam.grade(dense_answers).score, "pruned": grades.score}
     sidecar = {
-        **examiner.facts(),
+        **examiner.facts(selection[0]),
         "ends": [loaded.backend.id_to_token(token) for token in loaded.ends],
         "positions": loaded.positions,
         "chat": None if loaded.chat is None else asdict(loaded.chat),

@@ -13,6 +13,7 @@ from sieve_edge import STAGES, Stage
 from sieve_edge.artifacts import MANIFEST, Manifest, describe_outputs, is_current, read_manifest, verify, write_manifest
 from sieve_edge.files import digest, disk_errors
 from sieve_edge.foresight import tell_judging
+from sieve_edge.resolve import check_packages
 from sieve_edge.run import Run, stage_settings
 from sieve_edge.stages import STAGE_FUNCTIONS, Result
 from sieve_edge.task.examples import splits_sha256
@@ -63,8 +64,9 @@ def _run_stages(run: Run, wanted: Sequence[Stage], inputs: Mapping[str, str]) ->
             for verb in stage.reads:
                 verify(run.folder(verb))
             if ahead is None:
-                # Once, before the first stage that has something to do: what is done asks no judge.
+                # Once, before the first stage that has something to do: what is done needs no package and no judge.
                 ahead = [later.verb for later in wanted[number - 1 :]]
+                check_packages(run.recipe, ahead)
                 tell_judging(run, ahead)
             _run_stage(run, stage, key, mine, settings, place, STAGE_FUNCTIONS[stage.verb])
         _link(run, stage, place)

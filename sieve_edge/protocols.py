@@ -100,3 +100,11 @@ class Judge(Protocol):
             1 for correct, 0 for incorrect, not-a-number where the judge gave no verdict.
         """
         ...
+
+    def facts(self) -> dict[str, Any]:
+        """Say what judging took since this was asked last.
+
+        Returns:
+            ``model``, ``refused``, ``unparsable``, ``cut_off`` and more, for manifests.
+        """
+        ...

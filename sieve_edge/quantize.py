@@ -63,21 +63,18 @@ def quantize(
             progress.say(f"  {kind}: {line}")
     errors: dict[str, float] = {}
     measured: dict[str, dict[str, float]] = {}
+    taken: dict[str, dict[str, int]] = {}
     for kind, model in models.items():
         wanted = [name for name, entry in plans[kind].items() if entry["type"] == target.quantization]
         if target.quantization in BITS:
             calibrated = recipe.method == "gptq"
-            # A head is read at the last positions only, too few to calibrate on.
-            inner = {
-                name: module for name, module in readers(model).items() if module is not model.get_output_embeddings()
-            }
-            grams = _gather(model, inner, prompts[kind], _add_gram, kind, progress) if calibrated else {}
+            grams = _gather(model, _inner(model), prompts[kind], _add_gram, kind, progress) if calibrated else {}
             tensors, lost = _blocks(model, wanted, grams, BITS[target.quantization], progress)
             plans[kind] = {name: {**entry, **lost.get(name, {})} for name, entry in plans[kind].items()}
             errors[kind] = sum(entry["error"] for entry in lost.values()) / len(lost)
             measured[kind] = _mean_by_method(lost)
-            told = ", ".join(f"{method} {error:.2e}" for method, error in measured[kind].items())
-            progress.say(f"  mean error of the {kind} model's weights by method: {told}")
+            taken[kind] = _count_by_method(lost)
+            progress.say(f"  {kind}: {_told(taken[kind], measured[kind])}")
             write_tensors(out / f"{kind}.safetensors", tensors)
         elif target.quantization in WITH_IMPORTANCE:
             squares = _gather(model, readers(model), prompts[kind], _add_squares, kind, progress)
@@ -85,7 +82,7 @@ def quantize(
     # What export may put up with stands here, so that an export is made anew when it changes.
     settled = {"quantization": target.quantization, "allow_fallback": recipe.allow_fallback}
     write_json(out / PLAN, {**settled, "weights": plans})
-    found = {"mean_error": errors, "mean_error_by_method": measured, "rules": own_rules}
+    found = {"mean_error": errors, "mean_error_by_method": measured, "weights": taken, "rules": own_rules}
     return {"quantization": target.quantization, **found}, tuple(fallbacks)
 
 
@@ -111,12 +108,29 @@ def _blocks(
     return tensors, lost
 
 
+def _inner(model: Any) -> dict[str, nn.Module]:
+    """Leave the head out of what reads the inputs: it is read at the last positions only, too few to calibrate on."""
+    return {name: module for name, module in readers(model).items() if module is not model.get_output_embeddings()}
+
+
 def _mean_by_method(lost: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """Average each way of rounding over the weights that every way was tried on, so that they can be compared."""
     tried = [entry["errors"] for entry in lost.values()]
     most = max(map(len, tried))
     compared = [errors for errors in tried if len(errors) == most]
     return {method: sum(errors[method] for errors in compared) / len(compared) for method in compared[0]}
+
+
+def _count_by_method(lost: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """Count the weights that each way of rounding was best for, of ways that were best for none too."""
+    methods = sorted({method for entry in lost.values() for method in entry["errors"]})
+    return {method: sum(entry["method"] == method for entry in lost.values()) for method in methods}
+
+
+def _told(taken: Mapping[str, int], measured: Mapping[str, float]) -> str:
+    counts = ", ".join(f"{count} by {method}" for method, count in taken.items())
+    means = ", ".join(f"{error:.2e} by {method}" for method, error in measured.items())
+    return f"weights rounded: {counts}; mean error {means}"
 
 
 def _error(weight_OI: Tensor, blocks: Blocks, gram_II: Tensor | None) -> float:

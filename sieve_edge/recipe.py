@@ -149,7 +149,8 @@ class TuneRecipe(Strict):
     dtype: Literal["float32", "bfloat16", "auto"] = Field(
         "auto",
         description="Arithmetic of the passes (autocast); auto: bfloat16 where the processor has avx512_bf16 or "
-        "amx_bf16 or the GPU has it, else float32, so that the result depends on the machine, and says which it was.",
+        "amx_bf16, or bf16 of Arm, or the GPU has it, else float32, so that the result depends on the machine, and "
+        "says which it was.",
     )
     keep: Literal["auto", "always"] = Field(
         "auto",

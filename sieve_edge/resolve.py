@@ -2,7 +2,7 @@
 
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -144,12 +144,23 @@ def check_build(target: Target, recipe: Recipe) -> None:
 
     Raises:
         ConfigError: If a setting does not suit the target or another setting; all problems at once.
-        EnvironmentMissing: If LoRA is asked for without its package.
     """
     problems = [*_row_problems(target, recipe), *_search_problems(target, recipe), *_vocabulary_problems(recipe)]
     if problems:
         raise ConfigError("--set", problems)
-    if recipe.tune.method == "lora" and importlib.util.find_spec("peft") is None:
+
+
+def check_packages(recipe: Recipe, verbs: Sequence[str]) -> None:
+    """Refuse what needs a package that is not here, before the first stage that has something to do.
+
+    Args:
+        recipe: Settings.
+        verbs: Stages that are still to run; a device that only validates needs no package of the others.
+
+    Raises:
+        EnvironmentMissing: If LoRA is to be trained without its package.
+    """
+    if "tune" in verbs and recipe.tune.method == "lora" and importlib.util.find_spec("peft") is None:
         raise EnvironmentMissing("tune.method=lora: peft is not installed; run: pip install 'sieve-edge[tune]'")
 
 
@@ -276,8 +287,8 @@ def _validated(kind: type[Config], tree: dict[str, Any], source: str) -> Config:
 
 def _one_problem(kind: type[Strict], item: Any) -> str:
     path = ".".join(str(part) for part in item["loc"])
-    # An address may hold a key, and one may have been pasted for the name of its variable.
-    secret = {"base_url", "api_key_env"} & set(item["loc"])
+    # An address may hold a key, and one may have been pasted for the name of its variable; what holds them is a tree.
+    secret = {"base_url", "api_key_env"} & set(item["loc"]) or isinstance(item["input"], dict | list)
     told = item["type"] not in ("missing", "extra_forbidden") and not secret
     value = f" (got {item['input']!r})" if told else ""
     message = item["msg"].removeprefix("Value error, ")

@@ -10,11 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sieve_edge.artifacts import MANIFEST, read_manifest
 from sieve_edge.compute import Compute
 from sieve_edge.config import Target
-from sieve_edge.files import file_sha256
+from sieve_edge.files import file_sha256, read_json
 from sieve_edge.model.source import ModelSource
 from sieve_edge.progress import Progress
+from sieve_edge.protocols import Chat
 from sieve_edge.recipe import Recipe
 from sieve_edge.resolve import settings_json
 from sieve_edge.task.examiner import Examiner
@@ -53,11 +55,21 @@ class Run:
     @cached_property
     def splits(self) -> dict[str, tuple[Example, ...]]:
         """Examples of every split."""
-        if not self.task.messages:
-            return load_splits(self.task, self.recipe.seed)
+        return load_splits(self.task, self.recipe.seed, self._chat() if self.task.messages else None)
+
+    def _chat(self) -> Chat:
+        """Say how the model's chats are written: as fuse noted it, so that validate needs no transformers."""
+        fused, name = self.folder("fuse"), "sieve_edge.json"
+        if (fused / MANIFEST).is_file():
+            manifest = read_manifest(fused)
+            whole = (fused / name).is_file() and file_sha256(fused / name) == manifest.outputs[name]["sha256"]
+            if whole and manifest.inputs["model"] == self.source.sha256():
+                noted = read_json(fused / name)["chat"]
+                if noted:
+                    return Chat(**noted)
         from sieve_edge.model.load import read_chat
 
-        return load_splits(self.task, self.recipe.seed, read_chat(self.source))
+        return read_chat(self.source)
 
     @property
     def scored_splits(self) -> dict[str, tuple[Example, ...]]:
@@ -157,9 +169,11 @@ def _calibrate(run: Run, recipe: Tree, task: Tree, target: Tree) -> Tree:
     return {**scoring_settings(run), "device": recipe["device"], **gathered, **lengths, **sides}
 
 
-def _learn(run: Run, recipe: Tree, _: Tree, __: Tree) -> Tree:
+def _learn(run: Run, recipe: Tree, _: Tree, target: Tree) -> Tree:
     compute = {"threads": recipe["threads"], "device": recipe["device"]}
-    return {**compute, **recipe["learn"], "ranks": gradient_levels(run)}
+    # What decides which ranks are fitted: to list them, the model would have to be loaded.
+    decided = {"grid": recipe["grid"], "storage": target["storage"], "multiple": target["rank_multiple"]}
+    return {**compute, **recipe["learn"], "ranks": decided if run.recipe.learn.method == "gradient" else {}}
 
 
 def _search(run: Run, recipe: Tree, _: Tree, target: Tree) -> Tree:
@@ -167,8 +181,10 @@ def _search(run: Run, recipe: Tree, _: Tree, target: Tree) -> Tree:
     levels = {"storage": target["storage"], "multiple": target["rank_multiple"]}
     if run.recipe.search.max_size_mib is not None:
         levels["stored"] = [target["format"], target["quantization"]]
-    timed = {"timed": [target[name] for name in ("threads", "execution_provider", "quantization", "workload")]}
-    return {**scoring_settings(run), **asked, **levels, **(timed if run.recipe.search.limits_time else {})}
+    if run.recipe.search.limits_time:
+        device = ("format", "runtime", "execution_provider", "threads", "quantization", "workload", "connection")
+        levels["timed"] = [target[name] for name in device]
+    return {**scoring_settings(run), **asked, **levels}
 
 
 def _fuse(run: Run, _: Tree, task: Tree, __: Tree) -> Tree:
@@ -237,8 +253,9 @@ def scoring_settings(run: Run) -> dict[str, Any]:
     asked = settings_json(run.task)
     graded = ("labels", "metric", "pattern", "field", "stop", "max_new_tokens")
     judge = (run.task.judge or JudgeSettings()) if run.task.metric == "judge" else None
-    # Ceilings and the like change no verdict.
-    judged = {} if judge is None else {"judge": [judge.model, judge.base_url, judge.seed, judge.screen]}
+    # Ceilings and the like change no verdict; a longer answer may hold one that was cut off.
+    who = () if judge is None else (judge.model, judge.base_url, judge.seed, judge.screen, judge.max_answer_tokens)
+    judged = {"judge": list(who)} if who else {}
     return {**compute, **{name: asked[name] for name in graded}, **judged}
 
 

@@ -28,7 +28,9 @@ Result = tuple[Mapping[str, Any], tuple[str, ...]]
 def _calibrate(run: Run, out: Path) -> Result:
     from sieve_edge.calibrate import calibrate
     from sieve_edge.task.examiner import check_lengths
+    from sieve_edge.task.metrics import check_metric
 
+    check_metric(run.task)
     check_lengths(run.task, run.splits, run.loaded.backend, run.loaded.positions)
     metrics = calibrate(
         run.loaded, run.examiner, run.splits["calibration"], run.splits["selection"], run.recipe, out, run.progress

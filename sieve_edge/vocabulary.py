@@ -12,7 +12,7 @@ from sieve_edge.model.checkpoint import read_layout, save_checkpoint
 from sieve_edge.model.flat import TorchTextModel
 from sieve_edge.model.load import LoadedModel
 from sieve_edge.model.matrices import count_params
-from sieve_edge.model.tokens import make_tokenizer, needed_tokens, trim_model_, trim_tokenizer
+from sieve_edge.model.tokens import make_tokenizer, named_tokens, needed_tokens, trim_model_, trim_tokenizer
 from sieve_edge.progress import Progress
 from sieve_edge.recipe import Recipe
 from sieve_edge.task.evaluate import relative_loss
@@ -158,7 +158,7 @@ class SmallerVocabulary:
 def smaller_vocabulary(
     loaded: LoadedModel, task: Task, splits: Mapping[str, Sequence[Example]], recipe: Recipe
 ) -> SmallerVocabulary:
-    """Choose the tokens of texts and answers that may be known, of the user's own texts, and the first ones.
+    """Choose the tokens of texts and answers that may be known, of the user's own texts, the first and the ends.
 
     Args:
         loaded: Dense model, whose tokenizer is trimmed.
@@ -184,7 +184,8 @@ def smaller_vocabulary(
     rows = len(loaded.model.get_input_embeddings().weight)
     labels = label_ids(task, loaded.encode)
     first = range(min(recipe.vocabulary.first_tokens, loaded.backend.get_vocab_size()))
-    kept = needed_tokens(stored, (index for ids in (*known, *labels, first) for index in ids), rows)
+    named = {*loaded.ends, *named_tokens(loaded.model.config, loaded.model.generation_config)}
+    kept = needed_tokens(stored, (index for ids in (*known, *labels, first, named) for index in ids), rows)
     tokenizer = make_tokenizer(json.dumps(trim_tokenizer(stored, kept)), loaded.tokenizer)
     new_ids = {old: new for new, old in enumerate(kept)}
     changed = {name: _changed(texts[name], loaded, tokenizer, new_ids) for name in texts}

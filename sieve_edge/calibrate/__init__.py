@@ -14,14 +14,14 @@ import torch
 from sieve_edge.calibrate.fishers import DONE, gather_fishers
 from sieve_edge.calibrate.grams import gather_grams
 from sieve_edge.calibrate.replicas import replicate, total
-from sieve_edge.errors import CalibrationError, TaskError
+from sieve_edge.errors import CalibrationError, JudgeError, TaskError
 from sieve_edge.files import write_json
 from sieve_edge.model.flat import TorchTextModel
 from sieve_edge.model.load import LoadedModel
 from sieve_edge.model.statistics import load_moments, save_moments
 from sieve_edge.progress import Progress
 from sieve_edge.recipe import Recipe
-from sieve_edge.task.evaluate import score_interval
+from sieve_edge.task.evaluate import MAX_UNJUDGED, Grades, score_interval
 from sieve_edge.task.exam import DENSE_ANSWERS, RAW
 from sieve_edge.task.examiner import Examiner
 from sieve_edge.task.examples import Example, count_by_source
@@ -92,6 +92,7 @@ def _score_dense(
             write_json(file, exam.take(model, recipe.search.batch_tokens, advance))
     answers = json.loads(file.read_text(encoding="utf-8"))
     grades = exam.grade(answers)
+    _refuse_silence(examiner, grades)
     low, high = score_interval(grades, np.random.default_rng(recipe.seed))
     name, baseline = examiner.baseline(exam, selection)
     if low <= baseline:
@@ -102,6 +103,18 @@ def _score_dense(
         )
     raw = exam.grade(answers, RAW).score
     return {"raw": raw, "corrected": grades.score, "interval95": [low, high], "baseline": baseline, "is": name}
+
+
+def _refuse_silence(examiner: Examiner, grades: Grades) -> None:
+    """Refuse a judge that says too little, since nothing could be compared with what it says."""
+    if examiner.judge is None or grades.unjudged <= MAX_UNJUDGED:
+        return
+    facts = examiner.judge.facts()
+    raise JudgeError(
+        f"judge {facts['model']}: gave no verdict on {grades.unjudged:.0%} of the dense model's answers, at most "
+        f"{MAX_UNJUDGED:.0%} may go without one ({facts['refused']} refused, {facts['unparsable']} unparsable, "
+        f"{facts['cut_off']} of these cut off); raise judge.max_answer_tokens, or choose another judge"
+    )
 
 
 def _prompts(

@@ -20,7 +20,7 @@ from sieve_edge.cli.tasks import tasks
 from sieve_edge.errors import EnvironmentMissing, SieveError
 
 INTERRUPTED = 130
-BUILDERS = ("accelerate", "onnx", "safetensors", "scipy", "torch", "transformers")
+BUILDERS = ("accelerate", "gguf", "onnx", "safetensors", "scipy", "torch", "transformers")
 """Packages of the extra ``torch``, which a device need not have."""
 
 

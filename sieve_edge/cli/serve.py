@@ -154,13 +154,17 @@ def evaluate(
     from sieve_edge.resolve import load_task
     from sieve_edge.task.endpoint import Endpoint, evaluate_endpoint
     from sieve_edge.task.examples import load_splits
+    from sieve_edge.task.metrics import check_metric
 
     _check("--endpoint", checked_url, endpoint)
     if api_key_env is not None:
         _check("--api-key-env", checked_variable, api_key_env)
     the_task = load_task(task)
     examples = load_splits(the_task, seed)[split][:limit]
+    check_metric(the_task)
     judge = _judge(the_task, verdicts) if the_task.metric == "judge" else None
+    if judge:
+        judge.check()
     tokenizer = None if tokenizer_folder is None else open_tokenizer(tokenizer_folder)
     server = Endpoint(endpoint, model, api_key_env, concurrency, top, tokenizer)
     with Progress(show).task("ask", len(examples), "prompts") as advance:

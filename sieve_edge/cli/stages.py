@@ -55,8 +55,8 @@ _OPTIONS = (
     click.option(
         "--device",
         metavar="DEVICES",
-        help="Torch device of every stage but export and validate, e.g. cuda; of several, e.g. cuda:0,cuda:1, learn "
-        "uses all and the others the first. The same as --set device=DEVICES; default: cpu.",
+        help="Torch device of every stage but export and validate, e.g. cuda; of several, e.g. cuda:0,cuda:1, "
+        "calibrate and learn use all and the others the first. The same as --set device=DEVICES; default: cpu.",
     ),
     click.option(
         "--executor",

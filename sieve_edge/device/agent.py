@@ -86,9 +86,15 @@ def probe(request: dict[str, Any]) -> dict[str, Any]:
         "python_version": list(sys.version_info[:2]),
         "free_bytes": shutil.disk_usage(there).free,
     }
-    if not os.access(there, os.W_OK):
-        found["free_bytes"] = 0
-    return found
+    return found if os.access(there, os.W_OK) else {**found, "free_bytes": 0}
+
+
+def providers(_: dict[str, Any]) -> dict[str, Any]:
+    """Say what this Python's onnxruntime can compute on; nothing if it has none, or one that cannot be imported."""
+    code = "import onnxruntime; print('\\n' + ' '.join(onnxruntime.get_available_providers()))"
+    quiet = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
+    done = subprocess.run([sys.executable, "-Bc", code], stdout=subprocess.PIPE, env=quiet, check=False)
+    return {"providers": done.stdout.decode().splitlines()[-1].split() if done.returncode == 0 else []}
 
 
 def listing(request: dict[str, Any]) -> dict[str, Any]:
@@ -152,7 +158,8 @@ def remove(request: dict[str, Any]) -> dict[str, Any]:
 def work(request: dict[str, Any], stream: BinaryIO) -> int:
     """Let the worker do the job that the rest of the stream holds; its streams are this process's own."""
     folder = Path(request["folder"]).absolute()
-    paths = [str(folder / name) for name in request["paths"]]
+    # Behind them what probe found packages in.
+    paths = [*(str(folder / name) for name in request["paths"]), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "sieve_edge.device.worker"]
     job = stream.read()
@@ -172,7 +179,7 @@ def main() -> int:
     try:
         if kind == "work":
             return work(request, stream)
-        answers = {"probe": probe, "listing": listing, "remove": remove}
+        answers = {"probe": probe, "providers": providers, "listing": listing, "remove": remove}
         answer = receive(request, stream) if kind == "receive" else answers[kind](request)
     except OSError as error:
         answer = {"error": str(error)}

@@ -34,8 +34,9 @@ class Asked(BaseModel):
 
 
 class Completion(Asked):
-    """``POST /v1/completions``."""
+    """``POST /v1/completions``; a field that would change the answer and is not known is refused."""
 
+    echo: Literal[False] = False
     prompt: str | list[Annotated[int, Field(ge=0)]] | list[str]
     max_tokens: Annotated[int, Field(ge=1)] = _DEFAULT_TOKENS
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None

@@ -1,4 +1,8 @@
-"""Packs a finished build into one archive that a device needs nothing else for; the same build gives the same bytes."""
+"""Packs a finished build into one archive that a device needs nothing else for; the same build gives the same bytes.
+
+Packages inside have the versions of the environment that packs, down to what they need in turn: the same environment
+gives the same bytes with them too.
+"""
 
 import gzip
 import io
@@ -52,7 +56,7 @@ def write_bundle(run: Path, out: Path, machine: str | None, cache: Path, card: P
     files = _files(run, target, machine, cache)
     if card is not None:
         files[f"{ARTIFACT}/README.md"] = card
-    made = _made(target, files)
+    made = _made(target, files, machine)
     name = out.name.removesuffix(".tar.gz").removesuffix(".tgz")
     part = out.with_name(out.name + ".part")
     with disk_errors(out):
@@ -177,15 +181,17 @@ def _files(run: Path, target: Target, machine: str | None, cache: Path) -> dict[
     files |= {file.name: file for file in SCRIPTS.glob("*.sh")}
     files[SAMPLE] = run / "validate" / SAMPLE
     if machine is not None:
-        site = make_site(target.runtime, machine, PYTHON, cache)
+        site = make_site(target.runtime, machine, PYTHON, cache, accelerated=target.accelerated)
         files |= {f"site/{name}": file for name, file in site_files(site).items()}
     return files
 
 
-def _made(target: Target, files: Mapping[str, Path]) -> dict[str, bytes]:
+def _made(target: Target, files: Mapping[str, Path], machine: str | None) -> dict[str, bytes]:
     """Make what describes the bundle."""
     hashes = {name: file_sha256(file) for name, file in sorted(files.items())}
-    facts = {"target": target.name, "runtime": runtime_fields(target, True), "sha256": hashes}
+    # What the packages inside are for, which install.sh compares with the device.
+    site = None if machine is None else {"machine": machine, "python": ".".join(map(str, PYTHON))}
+    facts = {"target": target.name, "runtime": runtime_fields(target, True), "site": site, "sha256": hashes}
     needed = "".join(f"{requirement}\n" for requirement in requirements(target.runtime))
     return {BUNDLE: (json.dumps(facts, indent=1, sort_keys=True) + "\n").encode(), "requirements.txt": needed.encode()}
 

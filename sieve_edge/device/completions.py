@@ -45,16 +45,21 @@ class LabelPrior:
     after: tuple[int, ...]
     bias: Mapping[int, float]
 
-    def at(self, written: Sequence[int]) -> Mapping[int, float]:
+    def at(self, prompt: Sequence[int], written: Sequence[int]) -> Mapping[int, float]:
         """Find the correction of one position.
 
         Args:
+            prompt: Tokens of the prompt; a client that scores labels may have put in it what all begin with.
             written: Tokens of the completion so far.
 
         Returns:
             Token -> what is added to its logit; empty elsewhere than where labels begin to differ.
         """
-        return self.bias if tuple(written) == self.after else {}
+        count = len(self.after)
+        if len(written) > count:
+            return {}
+        before = (*prompt, *written) if count else tuple(written)
+        return self.bias if before[len(before) - count :] == self.after else {}
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,7 @@ def complete(
         positions_1T = np.arange(seen - ids_1T.shape[1], seen, dtype=np.int64)[None]
         logits_11V, past = model.forward(ids_1T, np.ones((1, seen), dtype=np.int64), positions_1T, past, 1)
         logits_V = logits_11V[0, -1].astype(np.float64)
-        for token, bias in (*prior.at(written).items(), *sampling.bias.items()):
+        for token, bias in (*prior.at(prompt, written).items(), *sampling.bias.items()):
             logits_V[token] += bias
         step = _choose(logits_V, sampling, rng)
         yield step

@@ -109,9 +109,12 @@ class LlamaTextModel:
         self._left: deque[int] = deque()
 
     def _placed(self, gpu_layers: int) -> list[str]:
-        """Say where layers run; llama.cpp takes any larger number for all of them, of which the output is one more."""
+        """Say where layers were asked to run: llama.cpp does not tell where it put them.
+
+        It takes any larger number for all of them, of which the output is one more.
+        """
         layers = min(gpu_layers, self._api.llama_model_n_layer(self._model) + 1)
-        return [f"{layers} layers on the GPU", "CPU"] if layers else ["CPU"]
+        return [f"{layers} layers asked for on the GPU", "CPU"] if layers else ["CPU"]
 
     def forward(
         self,

@@ -52,7 +52,7 @@ class OrtTextModel:
 
     @property
     def providers(self) -> list[str]:
-        """Execution providers that the session really has, the first one first."""
+        """Execution providers of the session, the first one first; which of them runs an operator is not told."""
         found: list[str] = self._session.get_providers()
         return found
 

@@ -109,9 +109,10 @@ class SshDevice:
             The device.
 
         Raises:
-            EnvironmentMissing: If its Python is too old, packages cannot be had, or there is no space.
+            EnvironmentMissing: If its Python is too old, packages or the accelerator's runtime cannot be had, or there
+                is no space.
         """
-        found = self.facts()
+        target, found = self.target, self.facts()
         if tuple(found["python_version"]) < PYTHON:
             raise EnvironmentMissing(
                 f"{self._where}: {self._connection.python} is {found['python']}, must be {PYTHON[0]}.{PYTHON[1]} or "
@@ -120,11 +121,13 @@ class SshDevice:
         files = {f"{_RUNNER}/{name}": file for name, file in package_files().items()}
         for sent, folder in self.folders.items():
             files |= {f"{sent}/{file.name}": file for file in sorted(folder.iterdir()) if file.is_file()}
-        lacking = missing(self.target.runtime, found["packages"], self.further)
+        lacking = missing(target.runtime, found["packages"], self.further)
+        if target.accelerated and target.format == "onnx":
+            self._check_provider([each for each in lacking if each.startswith(target.runtime)])
         if lacking:
             self.shown.say(f"  {self._where} lacks {', '.join(lacking)}: sending them")
             python, machine = found["python_version"], found["machine"]
-            site = make_site(self.target.runtime, machine, python, self.cache, self.further)
+            site = make_site(target.runtime, machine, python, self.cache, self.further, target.accelerated)
             files |= {f"{_SITE}/{name}": file for name, file in site_files(site).items()}
         with ExitStack() as undone:
             undone.push(self.__exit__)
@@ -146,6 +149,16 @@ class SshDevice:
             self._ask_once({"kind": "remove"})
         except SieveError as problem:
             self.shown.warn(f"  {problem}; {self._folder} stays there until a build of this run ends")
+
+    def _check_provider(self, lacking: Sequence[str]) -> None:
+        """Refuse a device whose onnxruntime cannot use the accelerator: the one that could be sent uses none."""
+        provider, has = self.target.execution_provider, self._ask({"kind": "providers"})["providers"]
+        if lacking or provider not in has:
+            problem = ", ".join(lacking) or f"onnxruntime with {provider} (has {', '.join(has) or 'none'})"
+            raise EnvironmentMissing(
+                f"{self._where}: {self._connection.python} lacks {problem}, and there is none to send with {provider}; "
+                "install onnxruntime-gpu, or the maker's build for the device, there"
+            )
 
     @property
     def _connection(self) -> Connection:

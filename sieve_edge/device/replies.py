@@ -136,6 +136,8 @@ class Job:
         self._prompts = [_chat_prompt(served, asked)] if self._chat else served.prompts(asked)
         if asked.stream and len(self._prompts) > 1:
             raise BadRequest("stream: one prompt at a time")
+        if asked.stream and (asked.logprobs if self._chat else asked.logprobs is not None):
+            raise BadRequest("stream: tells no log-probabilities; leave logprobs out, or stream")
         given = (asked.max_completion_tokens or asked.max_tokens) if self._chat else asked.max_tokens
         room = served.context_tokens - max(map(len, self._prompts))
         self._max_tokens = given or max(room, 1)

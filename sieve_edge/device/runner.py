@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from sieve_edge.device.llama_refusals import PATCHED
 from sieve_edge.errors import EnvironmentMissing
 from sieve_edge.files import digest
 
@@ -81,15 +83,27 @@ def missing(runtime: str, versions: Mapping[str, str | None], further: Sequence[
     """
     problems = []
     for requirement in requirements(runtime, further):
-        names = RUNTIMES[runtime] if requirement.name in RUNTIMES[runtime] else (requirement.name,)
+        is_runtime = requirement.name in RUNTIMES[runtime]
+        build = PATCHED if is_runtime and runtime == "llama.cpp" else ""
+        names = RUNTIMES[runtime] if is_runtime else (requirement.name,)
         have = [version for version in (versions.get(name) for name in names) if version]
         # A local part, as in 0.3.36+factored, does not change which version it is.
-        if not any(requirement.specifier.contains(version.split("+")[0], prereleases=True) for version in have):
-            problems.append(f"{requirement} (has {have[0] if have else 'none'})")
+        if not any(
+            build in version and requirement.specifier.contains(version.split("+")[0], prereleases=True)
+            for version in have
+        ):
+            problems.append(f"{requirement}{build} (has {have[0] if have else 'none'})")
     return problems
 
 
-def make_site(runtime: str, machine: str, python: Sequence[int], cache: Path, further: Sequence[str] = ()) -> Path:
+def make_site(
+    runtime: str,
+    machine: str,
+    python: Sequence[int],
+    cache: Path,
+    further: Sequence[str] = (),
+    accelerated: bool = False,
+) -> Path:
     """Collect the worker's packages for another machine, once.
 
     Args:
@@ -98,6 +112,8 @@ def make_site(runtime: str, machine: str, python: Sequence[int], cache: Path, fu
         python: Major and minor version of the device's Python.
         cache: Folder where such collections are kept.
         further: Packages that are needed besides.
+        accelerated: Whether the device's own runtime computes on an accelerator; then none is collected, which would
+            be found before it.
 
     Returns:
         Folder for the device's ``PYTHONPATH``.
@@ -110,8 +126,10 @@ def make_site(runtime: str, machine: str, python: Sequence[int], cache: Path, fu
             f"the device has no usable llama-cpp-python, and there is none to send for {machine}: run make runtime in "
             "a checkout on the device, and set connection.python to its .venv/bin/python"
         )
-    wanted = [_pinned(requirement) for requirement in requirements(runtime, further)]
-    key = digest([wanted, machine, list(python)])[:16]
+    own = RUNTIMES[runtime] if accelerated else ()
+    wanted = [str(requirement) for requirement in requirements(runtime, further) if requirement.name not in own]
+    pins = _pins(wanted)
+    key = digest([wanted, pins, machine, list(python)])[:16]
     place = cache / f"site-{machine}-{key}"
     if place.is_dir():
         return place
@@ -120,7 +138,11 @@ def make_site(runtime: str, machine: str, python: Sequence[int], cache: Path, fu
     platforms = [word for system in _WHEEL_SYSTEMS for word in ("--platform", f"{system}_{machine}")]
     version = ["--python-version", ".".join(map(str, python))]
     command = [sys.executable, "-m", "pip", "install", "-q", "--only-binary=:all:", "--target", str(part), *platforms]
-    done = subprocess.run([*command, *version, *wanted], capture_output=True, text=True, check=False)
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as constraints:
+        constraints.write("".join(f"{pin}\n" for pin in pins))
+        constraints.flush()
+        command += [*version, "--constraint", constraints.name, *wanted]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise EnvironmentMissing(f"pip cannot collect {', '.join(wanted)} for {machine}: {said}")
@@ -149,9 +171,23 @@ def _of_this_machine(file: Path) -> bool:
     return noted or file.parts[0] == "bin" or "__pycache__" in file.parts
 
 
-def _pinned(requirement: Requirement) -> str:
-    """Ask for the version that is installed here, where it is, so that both sides compute alike."""
-    try:
-        return f"{requirement.name}=={metadata.version(requirement.name).split('+')[0]}"
-    except metadata.PackageNotFoundError:
-        return str(requirement)
+def _pins(wanted: Sequence[str]) -> list[str]:
+    """List the versions that are installed here of packages and of what these need in turn.
+
+    With them both sides compute alike, and the same environment collects the same; pip chooses those of what is not
+    installed here.
+    """
+    found: dict[str, str] = {}
+    ahead = list(wanted)
+    while ahead:
+        requirement = Requirement(ahead.pop())
+        name = canonicalize_name(requirement.name)
+        if name in found or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+            continue
+        try:
+            installed = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue
+        found[name] = f"{name}=={installed.version.split('+')[0]}"
+        ahead += installed.requires or ()
+    return [found[name] for name in sorted(found)]

@@ -83,7 +83,7 @@ class _Server:
                 job = Job(self._served, asked, f"cmpl-{next(self._number)}", stopped)
                 if asked.stream:
                     return await self._streamed(job, left)
-                return self._responses.JSONResponse(await self._compute(job.whole))
+                return self._responses.JSONResponse(await self._computed(job, request, left))
             except ValidationError as error:
                 first = error.errors()[0]
                 return self._refuse(f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
@@ -95,8 +95,19 @@ class _Server:
 
         return endpoint
 
-    async def _compute(self, work: Callable[[], Any]) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+    async def _computed(self, job: Job, request: Any, left: threading.Event) -> Any:
+        """Answer at once, or stop where the client leaves before."""
+
+        async def watch() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+            left.set()
+
+        watching = asyncio.create_task(watch())
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, job.whole)
+        finally:
+            watching.cancel()
 
     def _refuse(self, message: str) -> Any:
         return self._responses.JSONResponse(_error(message), status_code=400)

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from sieve_edge.errors import ModelError
+from sieve_edge.errors import EnvironmentMissing, ModelError
 from sieve_edge.files import digest, file_sha256
 from sieve_edge.model.gguf_header import read_gguf_header
 from sieve_edge.resolve import package_file
@@ -63,10 +63,18 @@ class ModelSource:
         files = self.files()
         if files:
             return digest({file.name: file_sha256(file) for file in files})
-        from transformers import AutoConfig
+        return digest({"hub": self.folder, "commit": self._commit()})
 
-        config = AutoConfig.from_pretrained(self.folder)
-        return digest({"hub": self.folder, "commit": getattr(config, "_commit_hash", None)})
+    def _commit(self) -> str:
+        """Name the commit of a hub model: the newest, or the one that is kept here where the hub is out of reach."""
+        hub = _hub(self.reference)
+        try:
+            file = hub.hf_hub_download(self.folder, "config.json")
+        except (OSError, ValueError) as error:
+            said = " ".join(str(error).split())[:200]
+            raise ModelError(f"model '{self.reference}': cannot read its configuration ({said})") from error
+        # The hub's client keeps the files of a commit in a folder of its name.
+        return Path(file).parent.name
 
     def weight_bytes(self) -> int:
         """Measure the weights on disk.
@@ -100,13 +108,23 @@ class ModelSource:
         if root.is_dir():
             card, known = root / "README.md", {}
         else:
-            from huggingface_hub import try_to_load_from_cache
-
-            cached = try_to_load_from_cache(self.folder, "README.md")
+            cached = _hub(self.reference).try_to_load_from_cache(self.folder, "README.md")
             card, known = Path(cached if isinstance(cached, str) else ""), {"hub_id": self.folder}
         header = read_card_header(card) if card.is_file() else {}
         told = {key: header[key] for key in _LICENSE if isinstance(header.get(key), str)}
         return {**known, **told}
+
+
+def _hub(reference: str) -> Any:
+    """Import the hub's client, which comes with tokenizers but is left out of the device's image."""
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise EnvironmentMissing(
+            f"model '{reference}': huggingface_hub cannot be imported ({error}), which models of the hub need; run: "
+            "pip install huggingface_hub"
+        ) from error
+    return huggingface_hub
 
 
 def read_card_header(card: Path) -> dict[str, Any]:

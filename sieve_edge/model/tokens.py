@@ -4,6 +4,7 @@ Dimension key: V tokens of the vocabulary, K tokens kept, D width of the embeddi
 """
 
 import copy
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -15,19 +16,21 @@ from transformers import PreTrainedTokenizerFast
 
 from sieve_edge.errors import ModelError
 
-_IDS = (
+_ROLES = (
     "bos_token_id",
     "eos_token_id",
     "pad_token_id",
     "decoder_start_token_id",
     "forced_bos_token_id",
     "forced_eos_token_id",
-    "suppress_tokens",
-    "begin_suppress_tokens",
 )
+"""Settings of generation that give a token, or each of a list, a part in every answer."""
+
+_IDS = (*_ROLES, "suppress_tokens", "begin_suppress_tokens")
 """Settings of generation that are a token, or a list of tokens."""
 
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
+_BYTES = {f"<0x{byte:02X}>" for byte in range(256)}
 
 
 def check_tokenizer(stored: Mapping[str, Any]) -> None:
@@ -37,7 +40,7 @@ def check_tokenizer(stored: Mapping[str, Any]) -> None:
         stored: Content of ``tokenizer.json``.
 
     Raises:
-        ModelError: If it is not BPE, or marks the ends or insides of words.
+        ModelError: If it is not BPE, marks the ends or insides of words, or has no bytes for other characters.
     """
     model = stored["model"]
     if model["type"] != "BPE" or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
@@ -45,6 +48,28 @@ def check_tokenizer(stored: Mapping[str, Any]) -> None:
             f"vocabulary: the tokenizer's model is {model['type']}, and only BPE without marks inside words can be "
             "trimmed; build with --set vocabulary.keep=all"
         )
+    bytewise = '"ByteLevel"' in json.dumps([stored["normalizer"], stored["pre_tokenizer"]])
+    if not bytewise and not (model["byte_fallback"] and model["vocab"].keys() >= _BYTES):
+        raise ModelError(
+            "vocabulary: the tokenizer is neither ByteLevel nor has it byte_fallback with a token for all 256 bytes: "
+            "characters that the task's texts lack could not be written any more; build with --set vocabulary.keep=all"
+        )
+
+
+def named_tokens(*configs: Any) -> set[int]:
+    """List the tokens that start, end or fill answers, which no text has to hold.
+
+    Tokens that may not be written are not among them: one that is left out cannot be.
+
+    Args:
+        *configs: Configurations of a model or of generation.
+
+    Returns:
+        Token ids.
+    """
+    values = [getattr(config, name, None) for config in configs for name in _ROLES]
+    several = [value if isinstance(value, list) else [value] for value in values]
+    return {index for indices in several for index in indices if index is not None}
 
 
 def needed_tokens(stored: Mapping[str, Any], used: Iterable[int], rows: int) -> list[int]:
@@ -67,7 +92,7 @@ def needed_tokens(stored: Mapping[str, Any], used: Iterable[int], rows: int) -> 
     vocab: dict[str, int] = model["vocab"]
     names = {index: token for token, index in vocab.items()}
     ranks = {pair: rank for rank, pair in enumerate(_pairs(model["merges"]))}
-    alphabet = set(pre_tokenizers.ByteLevel.alphabet()) | {f"<0x{byte:02X}>" for byte in range(256)}
+    alphabet = set(pre_tokenizers.ByteLevel.alphabet()) | _BYTES
     kept = {token for token in vocab if token in alphabet} | {model.get("unk_token")}
     for index in set(used):
         if index in names:
@@ -84,7 +109,7 @@ def trim_tokenizer(stored: Mapping[str, Any], kept: Sequence[int]) -> dict[str, 
         kept: Token ids, rising.
 
     Returns:
-        Content of a smaller ``tokenizer.json``.
+        Content of a smaller ``tokenizer.json``; without padding where its token is left out.
     """
     new_ids = {old: new for new, old in enumerate(kept)}
     trimmed = copy.deepcopy(dict(stored))
@@ -99,6 +124,9 @@ def trim_tokenizer(stored: Mapping[str, Any], kept: Sequence[int]) -> dict[str, 
         {**entry, "id": new_ids[entry["id"]]} for entry in trimmed["added_tokens"] if entry["id"] in new_ids
     ]
     trimmed["post_processor"] = _renumbered(trimmed["post_processor"], new_ids)
+    if padding := trimmed["padding"]:
+        kept_pad = padding["pad_id"] in new_ids
+        trimmed["padding"] = {**padding, "pad_id": new_ids[padding["pad_id"]]} if kept_pad else None
     return trimmed
 
 

@@ -1,5 +1,6 @@
 """The model card of an artifact, as Hugging Face reads it; the only importer of huggingface_hub's cards."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,10 @@ def _datasets(record: RunRecord) -> list[str]:
     return sorted(set(names))
 
 
+def _as_text(messages: Sequence[Mapping[str, str]]) -> str:
+    return "\n\n".join(f"{each['role']}: {each['content']}" for each in messages)
+
+
 def _body(record: RunRecord, source: dict[str, Any], carried: dict[str, Any]) -> dict[str, Any]:
     folder, result = record.root / "export" / "pruned", record.result
     facts, found = read_json(folder / "sieve_edge.json"), inspect_path(folder)
@@ -106,13 +111,16 @@ def _body(record: RunRecord, source: dict[str, Any], carried: dict[str, Any]) ->
         (label, repr(answer), f"{bias:.4f}")
         for (label, answer), bias in zip(facts["labels"], facts["prior"]["pruned"], strict=True)
     ]
+    prompt = facts["prompt"] or _as_text(facts["messages"])
+    shots = facts.get("shots", "")
     return {
         "name": record.root.resolve().name,
         "record": record,
         "source": source,
         "carried": carried,
         "facts": facts,
-        "prompt": facts["prompt"] or "\n\n".join(f"{each['role']}: {each['content']}" for each in facts["messages"]),
+        "prompt": prompt,
+        "shots": shots if isinstance(shots, str) else _as_text(shots),
         "prior": write_table(Table(("label", "answer", "added to its log-likelihood"), prior)) if prior else "",
         "loads_in": found["loads_in"],
         "factored": bool(found["ranks"]),

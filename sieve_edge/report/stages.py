@@ -134,7 +134,12 @@ def _quantize(record: RunRecord) -> list[Step]:
     if errors is None:
         return []
     told = ", ".join(f"{error:.1e} by {method}" for method, error in errors.items())
-    return [Step("quantize", f"{quantized['quantization']}: relative squared error of a weight's outputs {told}")]
+    # Builds of an earlier version did not count them.
+    counts = quantized.get("weights", {}).get("pruned", {})
+    taken = ", ".join(f"{count} weights by {method}" for method, count in counts.items())
+    rounded = f"rounded {taken}; " if taken else ""
+    did = f"{quantized['quantization']}: {rounded}relative squared error of a weight's outputs {told}"
+    return [Step("quantize", did)]
 
 
 def _device(record: RunRecord) -> list[Step]:

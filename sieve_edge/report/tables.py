@@ -189,11 +189,11 @@ def workload(result: Result) -> str:
         Two sentences.
     """
     work, pruned = result["workload"], result["timing"]["pruned"]
-    providers = ", ".join(result["device"]["providers"]) if "device" in result else "providers not recorded"
+    providers = ", ".join(result["device"]["providers"]) if "device" in result else "not recorded"
     return (
         f"{work['prompt_tokens']} prompt tokens, {work['answer_tokens']} answer tokens, "
         f"{work['decode_tokens']} decoded, {work['repeats']} interleaved repeats, {work['threads']} threads, "
-        f"{providers}. Answers come {pruned['speed_ratio']:.2f} times as fast, paired "
+        f"providers: {providers}. Answers come {pruned['speed_ratio']:.2f} times as fast, paired "
         f"by repeat, 95 % interval {interval(pruned['speed_ratio_interval95'])}."
     )
 

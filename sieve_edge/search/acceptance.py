@@ -5,14 +5,11 @@ from functools import cached_property
 
 import numpy as np
 
-from sieve_edge.task.evaluate import Grades, graded_loss, loss_interval
+from sieve_edge.task.evaluate import MAX_UNJUDGED, Grades, graded_loss, loss_interval
 from sieve_edge.task.exam import Answers, Exam
 from sieve_edge.task.written import all_alike, is_judged, screened
 
 _STATISTICS_SEED = 0
-
-MAX_UNJUDGED = 0.1
-"""Fraction of a candidate's answers that may go without a judge's verdict."""
 
 CONFIDENCES = {"pair": 0.8, "pivoted": 0.8, "width": 0.95}
 """Storage of pruned matrices -> confidence with which a plan must keep the task, where a recipe names none."""

@@ -145,11 +145,6 @@ class Candidates:
         """The dense model's score on the selection split, of labels after prior correction."""
         return self._reference.dense.score
 
-    @property
-    def dense_unjudged(self) -> float:
-        """Fraction of the dense model's answers to the selection split that have no verdict."""
-        return self._reference.dense.unjudged
-
     def drop_refits(self, keep: Ranks | None) -> None:
         """Delete refitted factors that are not needed any more.
 

@@ -7,11 +7,12 @@ import numpy as np
 
 from sieve_edge.errors import LimitMissed
 from sieve_edge.model.levels import Ranks
-from sieve_edge.search.acceptance import MAX_UNJUDGED, Acceptance
+from sieve_edge.search.acceptance import Acceptance
 from sieve_edge.search.budgets import Budget, first_exceeded, shown
 from sieve_edge.search.candidates import Candidates, Scored
 from sieve_edge.search.fitness import fitness
 from sieve_edge.search.space import SearchSpace, plan_id
+from sieve_edge.task.evaluate import MAX_UNJUDGED
 
 _NEAR_BEST = 0.2
 """Plans within this fraction of the best fitness tell which matrices are bottlenecks (LLM-Sieve, appendix A.4)."""
@@ -56,17 +57,16 @@ def why_dense(candidates: Candidates) -> str:
         candidates: What was scored.
 
     Returns:
-        A phrase; it names a judge that said too little, since then no plan can be chosen, however good.
+        A phrase; it names a judge that said too little of plans, since then they cannot be chosen, however good.
     """
     told = "no plan met the tolerance"
-    if candidates.dense_unjudged > MAX_UNJUDGED:
-        told = f"the judge gave no verdict on {candidates.dense_unjudged:.0%} of the dense model's answers"
-    elif any(item.verdict.silent for item in candidates.scored.values()):
-        silent = sum(item.verdict.silent for item in candidates.scored.values())
-        told += f", on {silent} of {len(candidates.scored)} the judge gave too few verdicts"
-    else:
+    silent = sum(item.verdict.silent for item in candidates.scored.values())
+    if not silent:
         return told
-    return f"{told}; at most {MAX_UNJUDGED:.0%} of a plan's answers may go without one"
+    return (
+        f"{told}, on {silent} of {len(candidates.scored)} the judge gave too few verdicts; at most {MAX_UNJUDGED:.0%} "
+        "of a plan's answers may go without one"
+    )
 
 
 def _best_within(met: Sequence[Scored], acceptance: Acceptance) -> str:

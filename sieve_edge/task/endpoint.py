@@ -22,11 +22,12 @@ from sieve_edge.task.told import (
     LabelScorer,
     Piece,
     Told,
-    chat_scores,
     forced,
     label_pieces,
+    piece_value,
     read_told,
 )
+from sieve_edge.task.told_chats import chat_scores
 from sieve_edge.task.written import grade_written
 from sieve_edge.task_config import Task
 
@@ -151,10 +152,14 @@ def _chat_labels(
     found = chat_scores(steps, labels)
     for index, label in enumerate(labels):
         own = pieces.get(label, ())
-        if found[index].outside and len(own) == 1 and steps:
+        if len(own) != 1 or not steps:
+            continue
+        value = piece_value(own[0], steps[0].top)
+        outside = value is None
+        if value is None:
             biased = server.steps(list(example.messages), 1, {own[0].token: FORCING_BIAS})
             value = forced(steps[0], biased[0] if biased else None, own[0])
-            found[index] = Found(value, True, found[index].begun)
+        found[index] = Found(value, outside, found[index].begun or not outside)
     return found
 
 
@@ -225,6 +230,10 @@ def _guarded(endpoint: Endpoint, call: Callable[[], Any]) -> Any:
     try:
         return call()
     # What a server says may repeat the key: only the status and the kind of error are passed on.
+    except openai.AuthenticationError as error:
+        raise EnvironmentMissing(
+            f"{endpoint.url}: the server refuses the key, status {error.status_code}; set the variable of --api-key-env"
+        ) from None
     except openai.APIStatusError as error:
         raise SieveError(
             f"{endpoint.url}: status {error.status_code}; does it serve this model, and logprobs where labels are "

@@ -11,6 +11,9 @@ from sieve_edge.errors import JudgeError
 from sieve_edge.protocols import Float64, Int64
 
 BOOTSTRAP_SAMPLES = 2000
+MAX_UNJUDGED = 0.1
+"""Fraction of a model's answers that may go without a verdict; more, and its score says too little."""
+
 _NEWTON_STEPS = 50
 
 
@@ -77,7 +80,7 @@ class Grades:
 
     @property
     def score(self) -> float:
-        """Mean over the groups of their mean worth, in [0, 1]."""
+        """Mean over the groups of their mean worth, in [0, 1]; 0 where nothing has a verdict."""
         return float(_grouped(self.credits_N[None], self.groups_N[None])[0])
 
     @property

@@ -13,6 +13,7 @@ from sieve_edge.errors import TaskError
 from sieve_edge.protocols import Judge
 from sieve_edge.task.exam import Answers, Exam, LabelExam
 from sieve_edge.task.examples import Example
+from sieve_edge.task.prompts import write_prompt
 from sieve_edge.task.written import WrittenExam, screened
 from sieve_edge.task_config import JudgeSettings, Task
 
@@ -52,11 +53,15 @@ class Examiner:
         metric = self.screen
         return WrittenExam(prompts, references, questions, self.task, metric, tokenizer, ends, self.judge)
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self, example: Example) -> dict[str, Any]:
         """Say how the model is asked, for what travels with an artifact.
 
+        Args:
+            example: Any example; what all have before their question are the worked examples.
+
         Returns:
-            JSON-compatible; where answers are written, ``labels`` is empty.
+            JSON-compatible; where answers are written, ``labels`` is empty. ``shots`` are the worked examples as they
+            come before the question: text, or the messages before the last one.
         """
         task = self.task
         asked = {"prompt": task.prompt, "messages": [each.model_dump() for each in task.messages]}
@@ -67,7 +72,13 @@ class Examiner:
             "metric": task.metric,
             "labels": [*map(list, task.labels.items())],
             **written,
+            **({"shots": self._shots(example)} if task.shots else {}),
         }
+
+    def _shots(self, example: Example) -> Any:
+        if self.task.messages:
+            return list(example.messages[len(self.task.messages) - 1 : -1])
+        return example.prompt.removesuffix(write_prompt(self.task, example.values, ()))
 
     @property
     def screen(self) -> str:
@@ -150,8 +161,9 @@ def check_lengths(task: Task, splits: Mapping[str, Sequence[Example]], tokenizer
     """
     if limit is None:
         return
+    answer = max(task.max_new_tokens, *map(len, label_ids(task, encoder(tokenizer))), 0)
     for split, examples in splits.items():
-        longest = max(len(tokenizer.encode(example.prompt).ids) for example in examples) + task.max_new_tokens
+        longest = max(len(tokenizer.encode(example.prompt).ids) for example in examples) + answer
         if longest > limit:
             raise TaskError(
                 f"task {task.name}: the longest prompt of split {split} and its answer take {longest} tokens, the "

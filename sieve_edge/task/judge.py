@@ -89,6 +89,10 @@ class OpenAIJudge:
         self._asked, self._found, self._unjudged = set(), set(), {}
         return told | ({"usd_of_build": round(usd, 6)} if self._priced() else {})
 
+    def check(self) -> None:
+        """Raise ``EnvironmentMissing`` if the key or the library is missing, before anything expensive."""
+        self._connect()
+
     @property
     def calls(self) -> int:
         """Calls that this build made so far, all tries counted."""
@@ -224,9 +228,10 @@ class OpenAIJudge:
         """Replace what was set aside for a call by what it cost."""
         if not self._priced():
             return
-        usage = reply.get("usage") or {}
-        read, written = usage.get("prompt_tokens"), usage.get("completion_tokens")
-        if read is not None and written is not None:
+        usage = reply.get("usage")
+        told = usage if isinstance(usage, dict) else {}
+        read, written = told.get("prompt_tokens"), told.get("completion_tokens")
+        if isinstance(read, int) and isinstance(written, int):
             self._book.settle(self._price(read, written) - most)
         elif self.settings.max_usd is not None:
             raise JudgeError(f"judge {self.settings.model}: the endpoint tells no usage, so max_usd cannot be kept")

@@ -20,6 +20,16 @@ Metric = Callable[[str, str], float]
 """Answer and one reference -> what the answer is worth."""
 
 
+def check_metric(task: Task) -> None:
+    """Raise ``EnvironmentMissing`` if the library of a task's metric is missing, before anything expensive.
+
+    Args:
+        task: The task.
+    """
+    if "rouge_l" in (task.metric, None if task.judge is None else task.judge.screen):
+        _rouge()
+
+
 def credit(task: Task, name: str, answer: str, references: Sequence[str]) -> float:
     """Compare an answer with the references.
 
@@ -157,7 +167,7 @@ def rouge_l(answer: str, reference: str) -> float:
         reference: A right answer.
 
     Returns:
-        ROUGE-L's F-measure, of the rouge-score library, without stemming.
+        ROUGE-L's F-measure, of the rouge-score library, without stemming; words of any script, unlike its own.
     """
     return float(_rouge().score(reference, answer)["rougeL"].fmeasure)
 
@@ -168,4 +178,11 @@ def _rouge() -> Any:
         scorer = importlib.import_module("rouge_score.rouge_scorer")
     except ImportError as error:
         raise EnvironmentMissing(f"rouge-score cannot be imported ({error}); {_FIX_MISSING}") from error
-    return scorer.RougeScorer(["rougeL"], use_stemmer=False)
+    return scorer.RougeScorer(["rougeL"], tokenizer=_Words())
+
+
+class _Words:
+    """Splits text for the rouge-score library."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return re.findall(r"\w+", text.casefold())

@@ -57,7 +57,10 @@ def right_answer(task: Task, source: Source, row: Row, line: int) -> tuple[int, 
         return labels.index(value), (task.labels[value],)
     references = _listed(value)
     if not all(references):
-        raise TaskError(f"{source.path}: line {line}: column {source.label} holds no reference answer")
+        raise TaskError(
+            f"{source.path}: line {line}: column {source.label} holds no reference answer; "
+            "leave such rows out by where_not"
+        )
     return 0, references
 
 
@@ -70,6 +73,7 @@ def _listed(value: str) -> tuple[str, ...]:
     except json.JSONDecodeError:
         return (value,)
     several = tree.get("text") if isinstance(tree, dict) else tree
-    if isinstance(several, list) and several and all(isinstance(each, str) for each in several):
-        return tuple(each.strip() for each in several)
-    return (value,)
+    if not isinstance(several, list) or any(isinstance(each, list | dict) for each in several):
+        return (value,)
+    # SQuAD's list is empty where the passage does not answer the question: such a row holds none.
+    return tuple(each.strip() if isinstance(each, str) else json.dumps(each) for each in several) or ("",)

@@ -66,8 +66,10 @@ def _one_file(source: Source, path: Path) -> list[tuple[int, Row]]:
         return list(reader(path))
     except UnicodeDecodeError as error:
         raise TaskError(f"{source.path}: not UTF-8 at byte {error.start}; convert it, e.g. with iconv") from error
-    except (csv.Error, json.JSONDecodeError, ValueError, OSError) as error:
-        raise TaskError(f"{source.path}: not a {path.suffix[1:].upper()} file ({_first_line(error)})") from error
+    except (csv.Error, ValueError, OSError) as error:
+        raise TaskError(
+            f"{source.path}: {path.name} is no {path.suffix[1:].upper()} file ({_first_line(error)})"
+        ) from error
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
@@ -76,14 +78,19 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, restval="")
         for row in reader:
-            yield reader.line_num, {name: value for name, value in row.items() if name is not None}
+            if None in row:
+                raise ValueError(f"line {reader.line_num} has more cells than the header; quote cells with commas")
+            yield reader.line_num, dict(row)
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[int, Row]]:
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                tree = json.loads(line)
+                try:
+                    tree = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"line {number}: {error.msg}, column {error.colno}") from error
                 if not isinstance(tree, dict):
                     raise ValueError(f"line {number} is no object")
                 yield number, _as_text(tree)

@@ -186,14 +186,35 @@ def _follow_pieces(ask: Ask, told: Callable[[str], Told | None], prompt: str, pi
         step = told(prompt)
         if step is None:
             return Found(OUTSIDE, True)
-        values = [step.top[form] for form in piece.forms if form in step.top]
-        value = max(values) if values else forced(step, ask(prompt, {piece.token: FORCING_BIAS}), piece)
-        outside |= not values
+        value = piece_value(piece, step.top)
+        outside |= value is None
+        if value is None:
+            value = forced(step, ask(prompt, {piece.token: FORCING_BIAS}), piece)
         if value == OUTSIDE:
             return Found(OUTSIDE, True)
         total += value
         prompt += piece.text
     return Found(total, outside, True)
+
+
+def piece_value(piece: Piece, top: Mapping[str, float]) -> float | None:
+    """Find a known token among the told ones.
+
+    Args:
+        piece: The token.
+        top: Text of each told token -> log-likelihood.
+
+    Returns:
+        Its log-likelihood, in another form than its text only where the server tells no leading spaces; None if it is
+        not told.
+    """
+    if piece.text in top or _tells_spaces(top):
+        return top.get(piece.text)
+    return max((top[form] for form in piece.forms if form in top), default=None)
+
+
+def _tells_spaces(top: Mapping[str, float]) -> bool:
+    return any(text.startswith(" ") and text.strip(" ") for text in top)
 
 
 def forced(plain: Told, biased: Told | None, piece: Piece) -> float:
@@ -228,10 +249,10 @@ def next_token(rest: str, top: Mapping[str, float]) -> tuple[int, float] | None:
         top: Text of each told token -> log-likelihood.
 
     Returns:
-        Characters of the label that it takes, and its log-likelihood: the longest, with its leading space where that
-        is told, since some servers tell tokens without; None if there is none.
+        Characters of the label that it takes, and its log-likelihood: the longest; without its leading space only where
+        no token is told with one, as by some servers, since else it is another token. None if there is none.
     """
-    space = len(rest) - len(rest.lstrip(" "))
+    space = 0 if _tells_spaces(top) else len(rest) - len(rest.lstrip(" "))
     found = []
     for text, value in top.items():
         exact = rest.startswith(text)
@@ -242,42 +263,3 @@ def next_token(rest: str, top: Mapping[str, float]) -> tuple[int, float] | None:
         return None
     taken, _, value = max(found)
     return taken, value
-
-
-def chat_scores(steps: Sequence[Told], labels: Sequence[str]) -> list[Found]:
-    """Find labels in the answer to a chat, which no server goes on with: only whole tokens count.
-
-    Args:
-        steps: The answer's positions.
-        labels: Answers.
-
-    Returns:
-        Of each label the log-likelihood of the token that tells it apart, given what all begin with; what all end with
-        may be missing from it.
-    """
-    rest = [label.strip() for label in labels]
-    ending = min(_common_ending(rest), *(len(label) - 1 for label in rest))
-    for step in steps:
-        top = _likeliest((text.strip(), value) for text, value in step.top.items())
-        found = [_in_chat(label, top, ending) for label in rest]
-        written = step.token.strip()
-        alike = written and all(label.startswith(written) for label in rest)
-        if not alike or not all(each.outside for each in found):
-            return found
-        rest = [label.removeprefix(written).strip() for label in rest]
-    return [Found(OUTSIDE, True)] * len(labels)
-
-
-def _in_chat(label: str, top: Mapping[str, float], ending: int) -> Found:
-    found = next_token(label, top)
-    if found is None:
-        return Found(OUTSIDE, True)
-    whole = len(label) - found[0] <= ending
-    return Found(found[1], False, True) if whole else Found(OUTSIDE, True, True)
-
-
-def _common_ending(labels: Sequence[str]) -> int:
-    size = 0
-    while size < min(map(len, labels)) and len({label[len(label) - size - 1] for label in labels}) == 1:
-        size += 1
-    return size

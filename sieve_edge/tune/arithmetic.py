@@ -9,7 +9,8 @@ import torch
 from sieve_edge.files import read_json, write_json
 
 CHOSEN = "arithmetic.json"
-_CPU_FLAGS = ("avx512_bf16", "amx_bf16")
+_CPU_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
+"""torch's names of the instructions: two of x86, and the one of Arm."""
 
 
 def settle(wanted: str, device: str, work: Path) -> str:
@@ -46,7 +47,8 @@ def has_bfloat16(device: str) -> bool:
     if device.startswith("cuda"):
         with torch.cuda.device(device):
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
+    # torch's products of matrices use the instructions by oneDNN, which a build of torch may lack.
+    if device != "cpu" or not hasattr(torch.cpu, "get_capabilities") or not torch.backends.mkldnn.is_available():
         return False
     known: Mapping[str, Any] = torch.cpu.get_capabilities()
     return any(known.get(flag, False) for flag in _CPU_FLAGS)

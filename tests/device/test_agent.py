@@ -2,6 +2,10 @@
 
 import io
 import json
+import os
+from types import SimpleNamespace
+
+import pytest
 
 from sieve_edge.device import agent
 
@@ -38,3 +42,16 @@ def test_what_does_not_end_is_an_error(tmp_path, monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out) == {
         "error": "processes of an earlier request do not end: [12345678]; end them there, or restart the device"
     }
+
+
+@pytest.mark.parametrize(("own", "behind"), [("/opt/packages", ["/opt/packages"]), ("", []), (None, [])])
+def test_the_worker_finds_what_the_devices_python_finds(own, behind, tmp_path, monkeypatch):
+    if own is None:
+        monkeypatch.delenv("PYTHONPATH", raising=False)
+    else:
+        monkeypatch.setenv("PYTHONPATH", own)
+    worked = []
+    done = SimpleNamespace(returncode=0)
+    monkeypatch.setattr(agent.subprocess, "run", lambda *_, env, **__: worked.append(env["PYTHONPATH"]) or done)
+    assert agent.work({"folder": str(tmp_path), "paths": ["runner", "site"]}, io.BytesIO()) == 0
+    assert worked == [os.pathsep.join([f"{tmp_path}/runner", f"{tmp_path}/site", *behind])]

@@ -1,6 +1,7 @@
-"""SmolLM2's build on an emulated arm64 device: over a real sshd, and as a bundle.
+"""A build on an emulated arm64 device: over a real sshd, and as a bundle; ``make test-containers`` runs this.
 
-ARM64_ROOT is a root file system made by docker/arm64-root.sh; the build is that of ``make build TARGET=x86-cpu``.
+ARM64_ROOT is a root file system made by docker/arm64-root.sh; the build is the folder ARM64_RUN, else that of ``make
+build TARGET=x86-cpu``.
 """
 
 import json
@@ -25,6 +26,7 @@ from tests.device.conftest import running_sshd
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 ROOT = os.environ.get("ARM64_ROOT")
+RUN = os.environ.get("ARM64_RUN")
 RUNS = Path(__file__).parents[2] / "runs"
 PROMPTS = 20
 
@@ -38,6 +40,8 @@ def root():
 
 @pytest.fixture(scope="module")
 def run():
+    if RUN is not None:
+        return Path(RUN)
     found = sorted(RUNS.glob("*-x86-cpu/validate/sample.json"))
     if not found:
         pytest.skip("no finished build; run: make build TARGET=x86-cpu")

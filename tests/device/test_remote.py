@@ -1,3 +1,4 @@
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -24,9 +25,9 @@ def folders(tmp_path_factory):
     return {"dense": write_folder(root / "dense", work=40), "pruned": write_folder(root / "pruned", noise=0.6)}
 
 
-def over(connection, folders, cache, run=Path("a-run")):
+def over(connection, folders, cache, run=Path("a-run"), **fields):
     cache.mkdir(exist_ok=True)
-    target = make_target().model_copy(update={"connection": connection})
+    target = make_target().model_copy(update={"connection": connection, **fields})
     return open_place(target, run, folders, cache, Progress())
 
 
@@ -248,6 +249,25 @@ def test_an_old_python_is_named(device, folders, tmp_path):
     missing = device.connection.model_copy(update={"python": "no-such-python"})
     with pytest.raises(EnvironmentMissing, match=r"no-such-python gave no answer"):
         over(missing, folders, tmp_path / "cache").facts()
+
+
+@pytest.mark.parametrize(
+    ("lacking", "problem"),
+    [
+        (False, "lacks onnxruntime with CUDAExecutionProvider (has "),
+        (True, "lacks onnxruntime>=1.23 (has 1.2), and"),
+    ],
+)
+def test_an_accelerator_that_the_devices_runtime_cannot_use_is_refused(
+    lacking, problem, device, folders, tmp_path, monkeypatch
+):
+    if lacking:
+        monkeypatch.setattr(remote, "missing", lambda *_: ["onnxruntime>=1.23 (has 1.2)"])
+    place = over(device.connection, folders, tmp_path / "cache", execution_provider="CUDAExecutionProvider")
+    with pytest.raises(EnvironmentMissing, match=re.escape(problem)) as caught:
+        place.__enter__()
+    assert "there is none to send with CUDAExecutionProvider; install onnxruntime-gpu" in str(caught.value)
+    assert not device.requests("receive")
 
 
 def test_what_arrives_broken_is_refused(device, folders, tmp_path, monkeypatch):

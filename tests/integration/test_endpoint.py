@@ -3,13 +3,14 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import yaml
 from click.testing import CliRunner
 
 from sieve_edge.cli import cli
-from sieve_edge.device.completions import LabelPrior
+from sieve_edge.device.completions import LabelPrior, label_prior
 from sieve_edge.device.ort import OrtTextModel
 from sieve_edge.device.replies import Served
 from sieve_edge.device.runtimes import open_tokenizer
@@ -134,6 +135,18 @@ def test_labels_of_several_tokens_score_what_validation_scores(url, served, know
     assert expected != pytest.approx(expected_score(first, examples, served)), "the first tokens alone say otherwise"
 
 
+@pytest.mark.parametrize("known", [False, True])
+def test_a_served_prior_reaches_labels_that_begin_alike(served, known):
+    task = make_task().model_copy(update={"labels": {"neg": " film cold", "pos": " film warm"}})
+    examples, prior = make_examples(60, 1), [4.0, 0.0]
+    ids = [served.tokenizer.encode(label).ids for label in task.labels.values()]
+    with running_app(replace(served, prior=label_prior(ids, prior))) as url:
+        found = evaluate_endpoint(Endpoint(url, tokenizer=served.tokenizer if known else None), task, examples, None)
+    expected = expected_score(task, examples, served, prior=prior)
+    assert found["score"] == pytest.approx(expected)
+    assert expected != pytest.approx(expected_score(task, examples, served)), "the prior changes answers"
+
+
 @pytest.mark.parametrize("chats", [False, True])
 def test_labels_outside_the_told_tokens_are_asked_for_by_a_bias(url, served, chats):
     task, examples = make_task(), make_examples(60, 1)
@@ -208,6 +221,19 @@ def test_llama_cpp_pythons_server_is_scored_as_the_model_is(llama_server, toy_ta
         assert found["by_logit_bias"] > 0
 
 
+def test_a_key_goes_only_where_it_is_named_and_into_no_message(monkeypatch):
+    key = "sk-0123456789"
+    monkeypatch.setenv("SIEVE_TEST_KEY", key)
+    _, asked = score(lambda _, body: (200, told(right(body))))
+    assert {header for _, header in asked} == {"Bearer none"}
+    _, asked = score(lambda _, body: (200, told(right(body))), api_key_env="SIEVE_TEST_KEY")
+    assert {header for _, header in asked} == {f"Bearer {key}"}
+    for status, word in ((401, "refuses the key"), (400, "status 400")):
+        with pytest.raises(SieveError, match=word) as caught:
+            score(lambda *_, status=status: (status, {"error": {"message": f"no {key}"}}), api_key_env="SIEVE_TEST_KEY")
+        assert key not in str(caught.value)
+
+
 def test_a_pasted_key_is_refused_without_being_shown(toy_task, tmp_path):
     key = "sk-proj-0123456789abcdef"
     done = CliRunner().invoke(
@@ -223,6 +249,10 @@ def test_a_pasted_key_is_refused_without_being_shown(toy_task, tmp_path):
     done = CliRunner().invoke(cli, ["evaluate", "--endpoint", "http://127.0.0.1:1/v1", "--task", str(path)])
     assert (done.exit_code, key in done.output) == (3, False)
     assert "judge.api_key_env: must be the name of an environment variable" in done.output
+    tree["judge"] = {"api_key_env": "gsk_live_0123456789", "max_usd": 5}
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    done = CliRunner().invoke(cli, ["evaluate", "--endpoint", "http://127.0.0.1:1/v1", "--task", str(path)])
+    assert (done.exit_code, "gsk_live" in done.output) == (3, False), "what holds the key is not shown either"
     lower = "gsk_0123456789abcdef"
     done = CliRunner().invoke(
         cli, ["evaluate", "--endpoint", "http://127.0.0.1:1/v1", "--task", str(toy_task), "--api-key-env", lower]

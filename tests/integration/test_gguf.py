@@ -83,8 +83,8 @@ def test_layers_on_the_gpu_are_those_that_the_model_has(written, monkeypatch):
     layers = pairs.config.num_hidden_layers
     for asked, placed in (
         (0, ["CPU"]),
-        (1, ["1 layers on the GPU", "CPU"]),
-        (999, [f"{layers + 1} layers on the GPU", "CPU"]),
+        (1, ["1 layers asked for on the GPU", "CPU"]),
+        (999, [f"{layers + 1} layers asked for on the GPU", "CPU"]),
     ):
         assert LlamaTextModel(folder / "pairs.gguf", 1, 256, gpu_layers=asked).providers == placed
 

@@ -98,7 +98,7 @@ def test_onnx_blocks_are_computed_as_what_they_stand_for(quantization, tied, tmp
     assert metrics["mean_error"]["dense"] > 0.0
 
 
-def test_calibrated_rounding_drifts_less(tmp_path):
+def test_calibrated_rounding_drifts_less(tmp_path, capsys):
     model = make_model("llama")
     errors = {}
     for method in ("nearest", "gptq"):
@@ -112,6 +112,10 @@ def test_calibrated_rounding_drifts_less(tmp_path):
         assert {entry["method"] for entry in rounded} <= {method, "nearest"}
         # What was measured of each way stays in the plan, of the one that was not taken too.
         assert all(entry["error"] == min(entry["errors"].values()) for entry in rounded)
+        counts = {each: sum(entry["method"] == each for entry in rounded) for each in sorted({method, "nearest"})}
+        assert metrics["weights"] == {"dense": counts, "pruned": counts}
+        told = ", ".join(f"{count} by {each}" for each, count in counts.items())
+        assert f"dense: weights rounded: {told}; mean error " in capsys.readouterr().err
         both = [entry["errors"] for entry in rounded if len(entry["errors"]) == 2]
         found = metrics["mean_error_by_method"]["dense"]
         assert set(found) == {method, "nearest"}

@@ -68,8 +68,9 @@ def test_likelihoods_are_those_of_the_model_with_the_prior_added(served):
 
 def test_the_prior_goes_where_labels_begin_to_differ():
     assert label_prior([[5, 1], [5, 2]], [0.5, 0.0]) == LabelPrior((5,), {1: 0.5, 2: 0.0})
-    assert label_prior([[1], [2]], [0.5, 0.0]).at([]) == {1: 0.5, 2: 0.0}
-    assert label_prior([[1], [2]], [0.5, 0.0]).at([1]) == {}
+    plain, later = label_prior([[1], [2]], [0.5, 0.0]), label_prior([[5, 1], [5, 2]], [0.5, 0.0])
+    assert plain.at([7], []) == later.at([7], [5]) == later.at([7, 5], []) == {1: 0.5, 2: 0.0}
+    assert plain.at([7], [1]) == later.at([7], []) == later.at([7, 5], [5, 5]) == {}
     assert label_prior([[1, 3], [1, 4], [2]], [0.1, 0.1, 0.3]).bias == {1: 0.1, 2: 0.3}, "one token, one bias"
     assert label_prior([[1, 3], [1, 4], [2]], [0.1, 0.2, 0.3]) is None, "all labels are corrected, or none"
     assert label_prior([[1], [2]], []).bias == {}
@@ -139,6 +140,8 @@ def test_draws_are_repeated_by_the_seed_and_follow_the_likelihoods(served):
         ({"n": 2}, "n: "),
         ({"logit_bias": {"999": 1}}, "logit_bias: 999 is no token id"),
         ({"logprobs": 50}, "logprobs: "),
+        ({"echo": True}, "echo: "),
+        ({"stream": True, "logprobs": 1}, "stream: tells no log-probabilities"),
     ],
 )
 def test_what_cannot_be_answered_is_one_line(client, changes, told):

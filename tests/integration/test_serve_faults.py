@@ -86,6 +86,15 @@ def test_a_client_that_leaves_stops_its_answer_and_never_meets_the_next():
         assert model.calls == calls
 
 
+def test_a_client_that_gives_up_waiting_stops_its_answer():
+    model = Scripted(pause_s=0.02)
+    with running(make_served(model)) as client:
+        with pytest.raises(openai.APITimeoutError):
+            ask(client, max_tokens=2000, timeout=0.3)
+        assert ask(client).choices[0].text == "aaaa"
+        assert model.calls < 200, "the answer that nobody waits for was written to its end"
+
+
 def test_answers_without_text_are_stopped_too():
     # A stop string of this length holds back all that is written.
     model = Scripted(pause_s=0.01)

@@ -6,12 +6,21 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
+import sieve_edge.tune
 from sieve_edge.artifacts import read_manifest
 from sieve_edge.files import read_json, write_json
+from sieve_edge.model.balance import whole_factors
 from sieve_edge.model.checkpoint import load_checkpoint
+from sieve_edge.model.factored import FactoredLinear
 from sieve_edge.model.matrices import count_params
+from sieve_edge.model.source import find_model
+from sieve_edge.progress import Progress
+from sieve_edge.resolve import load_recipe, load_target, load_task
+from sieve_edge.run import Run
+from sieve_edge.stages import STAGE_FUNCTIONS
 from sieve_edge.tune import keeps
 from sieve_edge.tune.arithmetic import has_bfloat16
 from tests.command import command
@@ -34,6 +43,13 @@ QUICK = (
 
 def options(*settings):
     return [word for setting in (*QUICK, *settings) for word in ("--set", setting)]
+
+
+def products(model):
+    """What a pruned model's factors stand for, which is the same however they are stored."""
+    factored = [module for module in model.modules() if isinstance(module, FactoredLinear) and module.rank > 0]
+    assert factored
+    return [up_OR @ down_RI for down_RI, up_OR in map(whole_factors, factored)]
 
 
 @pytest.fixture(scope="module")
@@ -137,12 +153,21 @@ def test_further_examples_are_trained_on_and_make_only_tune_run_again(tuned, toy
 @pytest.mark.parametrize("settings", [("tune.method=full_factors", "tune.loss=distil", "tune.learning_rate=0.0003")])
 def test_the_factors_themselves_can_be_trained_towards_the_dense_model(tuned, settings):
     folder, words, _ = tuned
-    more = [word for setting in (*settings, "tune.compare_dense=false") for word in ("--set", setting)]
+    settings = (*settings, "tune.compare_dense=false", "tune.keep=always")
+    more = [word for setting in settings for word in ("--set", setting)]
     done = command("tune", *words, *more)
     assert done.returncode == 0, done.stderr
     metrics = read_manifest(folder / "tune").metrics
     assert set(metrics["scores"]) == {"dense", "untuned", "tuned"}
-    assert metrics["training"]["trained_params"] > 0
+    assert metrics["kept"] == "tuned", done.stderr
+    losses = [look[1] for look in metrics["training"]["looks"][1:]]
+    assert losses[-1] < losses[0]
+    before, after = (load_checkpoint(folder / name, "cpu") for name in ("fuse", "tune"))
+    shapes = [{name: tensor.shape for name, tensor in model.state_dict().items()} for model in (before, after)]
+    assert shapes[0] == shapes[1]
+    # Far more than writing the same factors in another form changes.
+    for old, new in zip(products(before), products(after), strict=True):
+        assert float((new - old).norm() / old.norm()) > 1e-3
 
 
 def test_training_that_only_harms_leaves_the_untuned_factors(tuned):
@@ -154,6 +179,35 @@ def test_training_that_only_harms_leaves_the_untuned_factors(tuned):
     metrics = read_manifest(folder / "tune").metrics
     assert (metrics["training"]["best_step"], metrics["kept"]) == (0, "untuned")
     assert not (folder / "tune" / "config.json").exists()
+
+
+@pytest.mark.parametrize(("transfer", "verb"), [(0.70, "fuse"), (0.80, "tune")])
+def test_the_next_stage_reads_untuned_factors_where_tuned_ones_lose_on_transfer(
+    tuned, pico, toy_target, toy_task, tmp_path, monkeypatch, transfer, verb
+):
+    root = tmp_path / "run"
+    shutil.copytree(tuned[0] / "fuse", root / "fuse")
+    (root / "tune").mkdir()
+    before = {"selection": 0.8, "test": 0.8, "transfer": 0.8}
+    scored = {"dense": before, "untuned": before, "tuned": {"selection": 0.85, "test": 0.85, "transfer": transfer}}
+    monkeypatch.setattr(sieve_edge.tune.Scorer, "scores", lambda _, model, name, known=None: (scored[name], []))
+    monkeypatch.setattr(sieve_edge.tune, "tune_model", trained_at_once)
+    settings = ("threads=1", "tolerance=0.05", "tune.method=lora", "tune.keep=auto", "tune.compare_dense=false")
+    source, target = find_model(str(pico("llama"))), load_target(str(toy_target))
+    run = Run(source, load_task(str(toy_task)), target, load_recipe(settings), root, Progress())
+    metrics, _ = STAGE_FUNCTIONS["tune"](run, run.folder("tune"))
+    assert metrics["transfer_holds"] == (verb == "tune")
+    assert run.checkpoint() == run.checkpoint(("tune",)) == root / verb
+    untuned, read = (load_checkpoint(folder, "cpu") for folder in (root / "fuse", run.checkpoint()))
+    same = [torch.equal(old, new) for old, new in zip(products(untuned), products(read), strict=True)]
+    assert all(same) if verb == "fuse" else not any(same)
+
+
+def trained_at_once(model, *_):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.01)
+    return model, {"best_step": 12, "dtype": "float32", "fallbacks": []}
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,11 @@ def test_the_pruned_model_has_fewer_tokens_and_does_the_task(format_, model, toy
     told = page.of("main")[0].text
     assert f"kept {metrics['tokens']['after']:,} of {metrics['tokens']['before']:,} tokens" in told
     assert (" by gptq, " in told) == (format_ == "onnx"), "of int8 both ways of rounding are measured"
+    counts = read_manifest(tmp_path / "run" / "quantize").metrics["weights"]
+    assert set(counts) == ({"dense", "pruned"} if format_ == "onnx" else set())
+    if format_ == "onnx":
+        taken = ", ".join(f"{count} weights by {method}" for method, count in counts["pruned"].items())
+        assert f"int8: rounded {taken}; relative squared error" in told
     for split in ("test", "transfer"):
         changed, scores = metrics["changed"][split], metrics["scores"]
         assert (

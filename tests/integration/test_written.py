@@ -194,6 +194,20 @@ def test_a_judge_grades_what_survives_and_is_asked_nothing_twice(pico, written, 
     assert KEY not in done.stdout + done.stderr
 
 
+def test_a_judge_that_says_no_verdict_is_named_and_not_the_model(pico, written, toy_target, tmp_path):
+    with fault_server(lambda *_: said("Let me think.")) as (url, _):
+        task = written(metric="judge", judge={"base_url": url, "api_key_env": "SIEVE_TEST_KEY", "model": "wise"})
+        words = ("build", "--target", toy_target, "--task", task, "--model", pico("llama"), "--quiet", *SETTINGS)
+        command_line = [sys.executable, "-m", "sieve_edge.cli", *map(str, (*words, "--run-dir", tmp_path / "run"))]
+        environment = {**ENVIRONMENT, "SIEVE_TEST_KEY": KEY}
+        done = subprocess.run(command_line, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 3
+    assert (
+        "judge wise: gave no verdict on 100% of the dense model's answers, at most 10% may go without one "
+        "(0 refused, 100 unparsable, 0 of these cut off); raise judge.max_answer_tokens, or choose another judge"
+    ) in done.stderr
+
+
 def test_more_answers_than_the_judge_may_be_asked_about_are_refused_first(pico, written, toy_target, tmp_path):
     task = written(metric="judge", judge={"base_url": "http://127.0.0.1:9/v1", "max_calls": 1599})
     words = ("--target", toy_target, "--task", task, "--model", pico("llama"), "--run-dir", tmp_path / "run", *SETTINGS)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
 from sieve_edge.errors import ModelError
-from sieve_edge.model.tokens import needed_tokens, trim_tokenizer
+from sieve_edge.model.tokens import check_tokenizer, needed_tokens, trim_tokenizer
 from tests.tiny_gguf import TEXTS, train_bytes, train_pieces
 
 WHOLE = {"bytes": train_bytes(700), "pieces": train_pieces()}
@@ -76,10 +76,30 @@ def test_ids_inside_the_post_processor_are_renumbered():
     assert small.encode("a").ids[-1] == len(kept) - 1
 
 
+def test_padding_names_its_token_by_its_new_id():
+    stored = json.loads(WHOLE["bytes"].backend_tokenizer.to_str())
+    token, last = max(stored["model"]["vocab"].items(), key=lambda item: item[1])
+    stored["padding"] = {"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": None}
+    stored["padding"] |= {"pad_id": last, "pad_type_id": 0, "pad_token": token}
+    kept = needed_tokens(stored, [last], 10_000)
+    small = Tokenizer.from_str(json.dumps(trim_tokenizer(stored, kept)))
+    assert small.encode("a").ids[1:] == [small.token_to_id(token)] * 8
+    assert trim_tokenizer(stored, [index for index in kept if index != last])["padding"] is None
+
+
 def test_other_kinds_of_tokenizers_are_refused():
     words = json.loads(Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).to_str())
     with pytest.raises(ModelError, match="WordLevel, and only BPE"):
         needed_tokens(words, [0], 1)
+
+
+def test_a_tokenizer_that_could_not_write_other_characters_is_refused():
+    letters = json.loads(Tokenizer(models.BPE({"<unk>": 0, "a": 1, "é": 2}, [], unk_token="<unk>")).to_str())
+    lacking = json.loads(WHOLE["pieces"].backend_tokenizer.to_str())
+    del lacking["model"]["vocab"]["<0xC3>"]
+    for stored in (letters, lacking):
+        with pytest.raises(ModelError, match="neither ByteLevel nor has it byte_fallback with a token for all 256"):
+            check_tokenizer(stored)
 
 
 def test_a_token_that_the_embedding_lacks_is_left_out():

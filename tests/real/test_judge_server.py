@@ -19,6 +19,8 @@ ASKED = [
     Asked("What is the capital of France?", "Paris", ("Paris",)),
     Asked("What is the capital of France?", "a banana", ("Paris",)),
     Asked("How many legs has a spider?", "eight legs", ("8", "eight")),
+    # What so small a model can judge in one word.
+    Asked("Say correct.", "correct", ("correct",)),
 ]
 
 
@@ -46,6 +48,7 @@ def test_a_real_server_is_asked_once_and_its_words_are_taken_as_they_are(url, tm
     silent = sum(math.isnan(each) for each in worth)
     assert silent == facts["refused"] + facts["unparsable"]
     assert all(math.isnan(each) or each in (0.0, 1.0) for each in worth)
+    assert worth[-1] == 1.0, "a verdict in the server's own words"
     again = OpenAIJudge(settings, tmp_path / "verdicts.sqlite", "build")
     assert str(again.grade(ASKED)) == str(worth)
     facts = again.facts()

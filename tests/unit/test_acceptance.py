@@ -93,12 +93,7 @@ def test_a_judge_that_says_too_little_is_named():
     verdict = reference.judge(right(), RULE)
     assert (verdict.word, verdict.silent) == ("too few verdicts", True)
     scored = {"a": SimpleNamespace(verdict=verdict), "b": SimpleNamespace(verdict=SimpleNamespace(silent=False))}
-    found = SimpleNamespace(scored=scored, dense_unjudged=reference.dense.unjudged)
-    assert why_dense(found) == (
-        "the judge gave no verdict on 20% of the dense model's answers; at most 10% of a plan's answers may go "
-        "without one"
-    )
-    found.dense_unjudged = 0.05
+    found = SimpleNamespace(scored=scored)
     assert why_dense(found).startswith(
         "no plan met the tolerance, on 1 of 2 the judge gave too few verdicts; at most 10%"
     )

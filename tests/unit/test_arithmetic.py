@@ -5,9 +5,12 @@ import torch
 
 from sieve_edge.tune.arithmetic import has_bfloat16, settle
 
+# As torch tells them, with one that does not matter here.
+X86 = {"architecture": "x86_64", "avx2": True, "avx512_bf16": False, "amx_bf16": False}
+ARM = {"architecture": "aarch64", "neon": True, "bf16": False, "sve_bf16": False}
 
-def processor(monkeypatch, *flags):
-    known = {"avx2": True, "avx512_bf16": False, "amx_bf16": False}
+
+def processor(monkeypatch, *flags, known=X86):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known | dict.fromkeys(flags, True), raising=False)
 
 
@@ -17,6 +20,18 @@ def processor(monkeypatch, *flags):
 def test_auto_takes_what_the_processor_has(monkeypatch, tmp_path, flags, chosen):
     processor(monkeypatch, *flags)
     assert settle("auto", "cpu", tmp_path) == chosen
+
+
+@pytest.mark.parametrize(("flags", "chosen"), [((), "float32"), (("bf16",), "bfloat16")])
+def test_arm_has_a_name_of_its_own_for_it(monkeypatch, tmp_path, flags, chosen):
+    processor(monkeypatch, *flags, known=ARM)
+    assert settle("auto", "cpu", tmp_path) == chosen
+
+
+def test_a_torch_whose_products_do_not_use_it_counts_as_without(monkeypatch):
+    processor(monkeypatch, "bf16", known=ARM)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not has_bfloat16("cpu")
 
 
 def test_a_training_that_another_processor_goes_on_with_stays_as_it_began(monkeypatch, tmp_path):

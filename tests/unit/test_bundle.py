@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -73,7 +74,7 @@ def test_packages_inside_do_not_tell_who_collected_them(run, tmp_path, monkeypat
     made = []
     for name, python in (("one", "/a/.venv/bin/python"), ("two", "/other/python")):
         site = make_site(tmp_path / name, python)
-        monkeypatch.setattr(bundle, "make_site", lambda *_, site=site: site)
+        monkeypatch.setattr(bundle, "make_site", lambda *_, site=site, **__: site)
         made.append(write_bundle(run, tmp_path / name / "toy.tar.gz", "aarch64", tmp_path))
     assert made[0]["sha256"] == made[1]["sha256"]
     kept = {"numpy/__init__.py", "numpy/RECORD", "numpy-2.0.dist-info/METADATA"}
@@ -81,12 +82,14 @@ def test_packages_inside_do_not_tell_who_collected_them(run, tmp_path, monkeypat
     assert set(site_files(make_site(tmp_path / "three", "/a/python"))) == kept
 
 
-def install(folder, python, runtime, llama):
-    """Run install.sh of an unpacked bundle, with a llama_cpp that the device would have."""
+def install(folder, python, runtime, llama="", site=None):
+    """Run install.sh of an unpacked bundle, with a llama_cpp that the device would have, or packages for a machine."""
     folder.mkdir()
     for script in SCRIPTS.glob("*.sh"):
         shutil.copy(script, folder)
-    (folder / "bundle.json").write_text(json.dumps({"runtime": {"runtime": runtime}}))
+    (folder / "bundle.json").write_text(json.dumps({"runtime": {"runtime": runtime}, "site": site}))
+    if site:
+        (folder / "site").mkdir()
     (folder / "runner").mkdir()
     (folder / "runner" / "sieve_edge").symlink_to(Path(bundle.__file__).parents[1])
     (folder / "runner" / "llama_cpp.py").write_text(llama)
@@ -122,3 +125,26 @@ def test_a_llama_cpp_that_is_there_is_used_by_the_check_too(tmp_path):
     checked = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert checked.returncode == 3
     assert "gone: missing, or not what was bundled" in checked.stderr
+
+
+HERE = {"machine": platform.machine(), "python": ".".join(map(str, sys.version_info[:2]))}
+
+
+def test_packages_inside_say_what_they_are_for(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(bundle, "make_site", lambda *_, **__: make_site(tmp_path / "site", "/a/python"))
+    for machine, site in (("aarch64", {"machine": "aarch64", "python": "3.11"}), (None, None)):
+        write_bundle(run, tmp_path / "toy.tar.gz", machine, tmp_path)
+        with tarfile.open(tmp_path / "toy.tar.gz") as packed:
+            assert json.load(packed.extractfile("toy/bundle.json"))["site"] == site
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("other", [{}, {"machine": "riscv64"}, {"python": "3.99"}])
+def test_packages_are_not_installed_where_they_are_not_for(other, tmp_path):
+    done = install(tmp_path / "there", sys.executable, "onnxruntime", site=HERE | other)
+    assert done.returncode == (5 if other else 0), done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert (tmp_path / "there" / ".python").exists() != bool(other)
+    if other:
+        wanted, found = ("{machine} and Python {python}".format(**each) for each in (HERE | other, HERE))
+        assert f"are for {wanted}, this is {found} ({sys.executable}); set PYTHON" in done.stderr

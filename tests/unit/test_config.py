@@ -1,5 +1,6 @@
 """Targets, tasks and recipes: strict, with every problem in one error."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,6 +22,7 @@ from sieve_edge.resolve import (
     shipped_targets,
     shipped_tasks,
 )
+from sieve_edge.task.examples import load_splits
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,6 +56,18 @@ def test_every_shipped_task_loads(file: Path) -> None:
     task = load_task(file.stem)
     assert task.name == file.stem
     assert load_task(str(file)) == task
+
+
+@pytest.mark.parametrize("name", shipped_tasks())
+def test_the_data_of_every_shipped_task_is_enough(name: str) -> None:
+    task = load_task(name)
+    package = task.source.path.removeprefix("package:").split("/")[0]
+    if find_spec(package) is None:
+        pytest.skip(f"{package} is not installed: make demo-rag")
+    splits = load_splits(task, 0)
+    wanted = {split: size for split, size in task.splits.model_dump().items() if size}
+    assert {split: len(examples) for split, examples in splits.items()} == wanted
+    assert not any("??" in example.prompt for examples in splits.values() for example in examples if name == "boolq")
 
 
 def test_something_is_shipped() -> None:

@@ -92,8 +92,21 @@ def test_a_target_for_cuda_gets_the_gpus(machine: Machine, target: str, name: st
     _, _, ran = machine.build(target, LABEL=machine.label(TARGET=target), ENGINE=name)
     assert len(ran) == 4
     assert all(flag in line and "sieve-edge:cuda" in line for line in ran)
-    # What the user says of the device comes later, and so wins.
     assert ran[-1].endswith(f"sieve-edge build --target {target} --set device=cuda --set tolerance=0.02")
+
+
+@pytest.mark.parametrize(
+    "named",
+    [("--device", "cuda:0,cuda:1"), ("--device=cuda:1",), ("--set", "device=cpu"), ("--set=device=cpu",)],
+    ids=" ".join,
+)
+def test_a_device_that_an_option_names_is_not_named_twice(machine: Machine, named: tuple[str, ...]) -> None:
+    machine.install("docker")
+    label = machine.label(TARGET="x86-cuda")
+    _, _, ran = machine.build("x86-cuda", ("--require-device", *named), LABEL=label)
+    assert ran[-1].endswith(f"sieve-edge build --target x86-cuda --require-device {' '.join(named)}")
+    _, _, ran = machine.build("x86-cuda", ("--require-device",), LABEL=label)
+    assert ran[-1].endswith("sieve-edge build --target x86-cuda --set device=cuda --require-device")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,13 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from sieve_edge.model.tokens import renumber_, trim_model_
+from sieve_edge.model.load import LoadedModel
+from sieve_edge.model.source import ModelSource
+from sieve_edge.model.tokens import named_tokens, renumber_, trim_model_
+from sieve_edge.resolve import load_recipe, load_task
+from sieve_edge.task.examples import load_splits
+from sieve_edge.vocabulary import smaller_vocabulary
+from tests.pico import make_bpe_tokenizer
 from tests.tiny_gguf import TOKENIZER, make_model
 
 KEPT = [0, 1, 4, 9, 30, 77, 100]
@@ -91,3 +97,23 @@ def test_the_model_s_own_configuration_is_renumbered_too():
     trim_model_(model, KEPT)
     assert [getattr(model.config, f"{name}_token_id") for name in ("bos", "eos", "pad")] == [2, 3, 5]
     assert model.get_input_embeddings().padding_idx is None
+
+
+def test_tokens_that_have_a_part_in_every_answer_are_named():
+    generation = GenerationConfig(bos_token_id=4, eos_token_id=[9, 8], forced_eos_token_id=[7], suppress_tokens=[30])
+    assert named_tokens(GenerationConfig(pad_token_id=77), generation) == {4, 7, 8, 9, 77}
+
+
+def test_an_end_token_that_no_text_holds_is_kept(toy_task):
+    task, recipe = load_task(str(toy_task)), load_recipe(("vocabulary.keep=auto",))
+    tokens = make_bpe_tokenizer("submarine volcano parliament")
+    model = make_model("llama", vocab_size=len(tokens))
+    loaded = LoadedModel(ModelSource("toy", "toy", "toy", None), model, tokens, ())
+    splits = load_splits(task, 0)
+    unused = max(set(range(len(tokens))) - set(smaller_vocabulary(loaded, task, splits, recipe).kept))
+    model.generation_config = GenerationConfig(eos_token_id=[tokens.eos_token_id, unused])
+    smaller = smaller_vocabulary(loaded, task, splits, recipe)
+    ends = list(smaller.ends(loaded))
+    assert [smaller.kept[index] for index in ends] == [tokens.eos_token_id, unused]
+    smaller.trim_(model)
+    assert model.generation_config.eos_token_id == ends

@@ -69,6 +69,7 @@ def test_rouge_l_is_the_librarys():
     assert credit(
         make_task("rouge_l"), "rouge_l", "police killed the gunman", ["police kill the gunman"]
     ) == pytest.approx(0.75)
+    assert credit(make_task("rouge_l"), "rouge_l", "Москва и Рим", ["москва, рим"]) == pytest.approx(0.8)
 
 
 def test_the_best_reference_counts():

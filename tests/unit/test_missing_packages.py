@@ -33,6 +33,6 @@ def test_another_missing_module_is_a_bug() -> None:
     assert isinstance(result.exception, ModuleNotFoundError)
 
 
-@pytest.mark.parametrize("name", ["torch", "transformers"])
+@pytest.mark.parametrize("name", ["torch", "transformers", "gguf"])
 def test_names_what_is_missing(name: str) -> None:
     assert f"error: {name} is not installed" in _run(name).stderr

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from sieve_edge.errors import TaskError
 from sieve_edge.protocols import Chat
+from sieve_edge.task.examiner import Examiner
 from sieve_edge.task.examples import cut_fractions, load_splits
 from sieve_edge.task.prompts import write_chat
 from sieve_edge.task_config import Task
@@ -69,6 +70,8 @@ def test_worked_examples_come_from_the_calibration_split_and_leave_it(make):
     assert shown["test"][0].prompt == expected + plain["test"][0].prompt
     assert len(shown["calibration"]) == SIZES["calibration"] - 2
     assert {item.text for item in shown["calibration"]}.isdisjoint({first.text, second.text})
+    assert Examiner(make(shots=2)).facts(shown["test"][0])["shots"] == expected, "for who asks the artifact"
+    assert "shots" not in Examiner(make()).facts(plain["test"][0])
 
 
 def test_labels_are_read_by_pattern_and_renamed(make):
@@ -102,6 +105,17 @@ def test_several_references_are_a_json_list(make, tmp_path):
     (tmp_path / "lists.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     example = load_splits(task.model_copy(update={"source": source}), 0)["test"][0]
     assert example.references == ("a", "b"), "as SQuAD has them"
+    for answer, expected in (([7, 8], ("7", "8")), ({"text": [], "start": []}, None)):
+        rows = [{"passage": f"p {index}", "q": "q", "answer": answer} for index in range(60)]
+        (tmp_path / "lists.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        changed = task.model_copy(update={"source": source})
+        if expected:
+            assert load_splits(changed, 0)["test"][0].references == expected
+            continue
+        with pytest.raises(
+            TaskError, match="column answer holds no reference answer; leave such rows out by where_not"
+        ):
+            load_splits(changed, 0)
 
 
 def test_files_by_pattern(make, tmp_path):
@@ -124,6 +138,7 @@ def test_a_chat_is_written_by_the_models_template(make):
     assert example.prompt.endswith(f"{example.text} what is {example.text.split()[1]}?\n<|assistant|>")
     assert example.prompt.count("<|assistant|>A. number") == 1
     assert [message["role"] for message in example.messages] == ["system", "user", "assistant", "user"]
+    assert Examiner(task).facts(example)["shots"] == list(example.messages[1:3])
     kept = load_splits(task, 0, Chat(CHATML, "<s>", adds_start=False))["test"][0]
     assert kept.prompt == "<s>" + example.prompt
 

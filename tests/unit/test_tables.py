@@ -85,11 +85,16 @@ def test_a_data_set_that_cannot_be_loaded_is_one_line(monkeypatch):
     ("name", "content", "told"),
     [
         ("a.txt", b"text,label\n", ".txt is not known, must be .csv, .jsonl, .parquet"),
-        ("a.jsonl", b'{"text": "a"', "not a JSONL file"),
+        (
+            "a.jsonl",
+            b'{"text": "a", "label": 1}\n{"text": "a"',
+            "a.jsonl is no JSONL file (line 2: Expecting ',' delimiter",
+        ),
+        ("a.csv", b"text,label\nfine,1\nFrance, is big,1\n", "line 3 has more cells than the header; quote cells"),
         ("a.jsonl", b"[1]\n", "line 1 is no object"),
         ("a.jsonl", b'{"text": "a", "label": 1}\n{"text": "b"}\n', "no column ['label'] in line 2"),
         ("a.jsonl", b"\n", "the file is empty"),
-        ("a.parquet", b"PAR1", "not a PARQUET file"),
+        ("a.parquet", b"PAR1", "a.parquet is no PARQUET file"),
         ("a.csv", b"text,label\n\xff,1\n", "not UTF-8"),
     ],
 )

@@ -20,7 +20,8 @@ def ask(target: str | Path) -> list[str]:
 @pytest.mark.parametrize("name", shipped_targets())
 def test_it_agrees_with_the_package(name: str) -> None:
     target = load_target(name)
-    runtime, accelerator, connection, image = ask(name)
+    runtime, accelerator, connection, image, its_name = ask(name)
+    assert its_name == target.name
     assert runtime.partition("-")[0] == target.format
     assert (runtime == "gguf-stock") == (target.runtime == "llama.cpp-stock")
     assert (accelerator == "cuda") == target.accelerated
@@ -45,11 +46,13 @@ def test_it_agrees_with_the_package(name: str) -> None:
 def test_it_reads_yaml_as_people_write_it(tmp_path: Path, text: str, told: str) -> None:
     file = tmp_path / "mine.yaml"
     file.write_bytes(text.encode())
-    assert ask(file) == told.split()
+    assert ask(file) == [*told.split(), "mine"]
+    file.write_bytes(f"{text}\nname: 'my-board'  # the one in the lab\n".encode())
+    assert ask(file) == [*told.split(), "my-board"]
 
 
 def test_what_is_no_target_is_left_to_the_package() -> None:
-    assert ask("no-such-target") == ["onnx", "cpu", "none", "none"]
+    assert ask("no-such-target") == ["onnx", "cpu", "none", "none", "no-such-target"]
 
 
 def test_make_passes_the_target_on() -> None:
@@ -65,3 +68,15 @@ def test_make_passes_the_target_on() -> None:
     assert "TARGET='jetson' scripts/engine.sh image" in planned("image", "TARGET=jetson")
     assert "dev torch onnx-gpu gguf demo" in planned("setup", "TARGET=x86-cuda")
     assert "dev torch onnx gguf demo" in planned("setup", "TARGET=jetson")
+
+
+def test_make_finds_the_run_by_the_targets_own_name(tmp_path: Path) -> None:
+    for part in ("Makefile", "scripts", "targets"):
+        (tmp_path / part).symlink_to(CHECKOUT / part)
+    for run in ("model-task-jetson-orin", "model-task-my-board"):
+        (tmp_path / "runs" / run).mkdir(parents=True)
+    (tmp_path / "mine.yaml").write_text("name: my-board\n")
+    for target, run in (("jetson", "model-task-jetson-orin"), (tmp_path / "mine.yaml", "model-task-my-board")):
+        words = [str(shutil.which("make")), "-n", "test-vllm", f"TARGET={target}"]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert f"check_vllm runs/{run} .interop" in done.stdout

@@ -11,12 +11,14 @@ from sieve_edge.task.told import (
     OUTSIDE,
     Found,
     LabelScorer,
+    Piece,
     Told,
-    chat_scores,
     label_pieces,
     next_token,
+    piece_value,
     read_told,
 )
+from sieve_edge.task.told_chats import chat_scores
 
 BYTES = pre_tokenizers.ByteLevel.alphabet()
 TOKENS = {token: index for index, token in enumerate([*sorted(BYTES), "Ġg", "Ġgo", "od", "Ġgood", "Ġb", "ad", "Ġbad"])}
@@ -127,6 +129,18 @@ def test_labels_of_a_chat_are_told_apart_further_on():
     assert [each.score for each in chat_scores(steps, [" (A)", " (B)"])] == pytest.approx([-2.0, -0.5])
     assert [each.score for each in chat_scores([step("x", x=0.0)], [" (A)", " (B)"])] == [OUTSIDE, OUTSIDE]
     assert [each.score for each in chat_scores(steps[1:], [" A", " B"])] == pytest.approx([-2.0, -0.5])
+
+
+def test_a_label_is_the_token_that_it_is_written_as():
+    both = step("yes", **{"yes": -0.1, " yes": -2.0, " no": -1.0, "no": -3.0})
+    assert [each.score for each in chat_scores([both], [" yes", " no"])] == [-2.0, -1.0]
+    assert [each.score for each in chat_scores([both], ["yes", "no"])] == [-0.1, -3.0]
+    other = {"good": -0.1, " bad": -1.0}
+    assert next_token(" good", other) is None, "the server tells spaces, so this is another token"
+    piece = Piece(" good", 0, frozenset({" good", "good"}))
+    assert piece_value(piece, other) is None
+    assert piece_value(piece, {"good": -0.1}) == -0.1
+    assert piece_value(piece, {"good": -0.1, " good": -3.0}) == -3.0
 
 
 def test_a_label_of_a_chat_that_is_only_begun_has_no_score():

@@ -44,7 +44,7 @@ from vllm import LLM, SamplingParams
 folder, count, prompts = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
 model = LLM(folder, model_impl="transformers", trust_remote_code=True, dtype="float32", enforce_eager=True,
             max_model_len=512, max_num_seqs=len(prompts), seed=0)
-sampling = SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True)
+sampling = SamplingParams(temperature=0.0, max_tokens=count, min_tokens=count)
 asked = [{"prompt_token_ids": ids} for ids in prompts]
 model.generate(asked[:1], sampling, use_tqdm=False)
 model.reset_prefix_cache()

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Makes this bundle ready on the device: nothing to do if its packages came along, else a virtual environment. A factored
-# GGUF file needs the llama.cpp that make runtime builds, and so a Python that has it. .python says which Python
-# check.sh takes.
+# Makes this bundle ready on the device: nothing to do if its packages came along, which are for one kind of machine and
+# one version of Python, else a virtual environment. A factored GGUF file needs the llama.cpp that make runtime builds,
+# and so a Python that has it. .python says which Python check.sh takes.
 #
 # PYTHON  Python 3.11 or newer (default: python3)
 set -eu
@@ -28,6 +28,17 @@ print("it" if PATCHED in version else f"llama-cpp-python {version}, which does n
     fi
     echo "install: llama.cpp for factored files is in $python" >&2
 elif [ -d site ]; then
+    wanted=$("$python" -c '
+import json
+print("{machine} and Python {python}".format(**json.load(open("bundle.json"))["site"]))')
+    found=$("$python" -c '
+import platform
+print(platform.machine(), "and Python", platform.python_version().rpartition(".")[0])')
+    if [ "$found" != "$wanted" ]; then
+        echo "install: the packages in this bundle are for $wanted, this is $found ($python); set PYTHON to one that" \
+            "they are for, or pack the bundle for this machine, or without --machine" >&2
+        exit 5
+    fi
     echo "install: packages came with the bundle" >&2
 elif "$python" -m venv .venv && .venv/bin/python -m pip install -q -r requirements.txt; then
     python=.venv/bin/python

@@ -172,7 +172,8 @@ def _calibrate(run: Run, recipe: Tree, task: Tree, target: Tree) -> Tree:
 def _learn(run: Run, recipe: Tree, _: Tree, target: Tree) -> Tree:
     compute = {"threads": recipe["threads"], "device": recipe["device"]}
     # What decides which ranks are fitted: to list them, the model would have to be loaded.
-    decided = {"grid": recipe["grid"], "storage": target["storage"], "multiple": target["rank_multiple"]}
+    decided = {"grid": recipe["grid"], "skip": recipe["search"]["allow_skip"]}
+    decided |= {"storage": target["storage"], "multiple": target["rank_multiple"]}
     return {**compute, **recipe["learn"], "ranks": decided if run.recipe.learn.method == "gradient" else {}}
 
 

@@ -50,7 +50,7 @@ SETTINGS = (
     "tune.compare_dense=false",
     "vocabulary.keep=auto",
     "vocabulary.first_tokens=32768",
-    # Rows of 576 are too short for Q4_K: llama.cpp stores them as Q5_0.
+    # Q4_K has blocks of 256, which do not fill rows of 576: llama.cpp stores those as Q5_0.
     "quantize.allow_fallback=true",
 )
 TARGETS = {"onnx": "x86-cpu", "gguf": "x86-gguf"}

@@ -82,8 +82,10 @@ def test_chats_are_written_as_fuse_noted_it(tmp_path, monkeypatch):
 def test_the_key_of_gradient_projections_follows_what_decides_their_ranks(tmp_path, monkeypatch):
     monkeypatch.setattr(Run, "scored_splits", {})
     run = make_run(tmp_path, learn={"method": "gradient"})
-    asked = stage_settings("learn", run)["ranks"]
-    assert asked == {"grid": list(run.recipe.grid), "storage": "pivoted", "multiple": run.target.rank_multiple}
+    asked = {"grid": list(run.recipe.grid), "storage": "pivoted", "multiple": run.target.rank_multiple, "skip": False}
+    assert stage_settings("learn", run)["ranks"] == asked
+    skipping = make_run(tmp_path, learn={"method": "gradient"}, search={"allow_skip": True})
+    assert stage_settings("learn", skipping)["ranks"] == asked | {"skip": True}
     assert stage_settings("learn", make_run(tmp_path))["ranks"] == {}
 
 

@@ -89,13 +89,25 @@ def tuning() -> str:
     splits = [f"{split}_accuracy" for split in ("selection", "test", "transfer")]
     heads = ["loss", "arithmetic", "kept", "best step", "minutes", *(name.replace("_", " ") for name in splits)]
     lines: list[Sequence[str]] = [heads, ["---"] * len(heads)]
-    for row in read_json(file)["rows"]:
+    rows = read_json(file)["rows"]
+    for row in rows:
         trained = row["steps"] > 0
         how = [row["dtype"], f"{row['kept_linears']:.3f}", f"{row['best_step']} of {row['steps']}"]
         how += [f"{row['seconds'] / 60:.1f}"]
         cells = how if trained else ["", how[1], "", ""]
         lines.append([row["loss"], *cells, *(f"{row[name]:.3f}" for name in splits)])
-    return _markdown(lines)
+    return "\n".join([_markdown(lines), "", _left(rows)])
+
+
+def _left(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Say what tuning leaves of the loss against the dense model tuned alike, which the waterfall has."""
+    steps = {(row["format"], row["step"]): row for row in read_json(RESULTS / "waterfall.json")["rows"]}
+    dense = steps["onnx", "dense+lora"]["test_accuracy"]
+    lost = [f"{1.0 - row['test_accuracy'] / dense:.1%} ({row['loss']} {row['dtype']})" for row in rows[1:]]
+    return (
+        f"Against `dense+lora` of the table before, {dense:.3f} on test, the loss of "
+        f"{1.0 - rows[0]['test_accuracy'] / dense:.1%} untuned becomes {', '.join(lost)}."
+    )
 
 
 def runtime() -> str:

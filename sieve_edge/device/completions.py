@@ -53,7 +53,9 @@ class LabelPrior:
             written: Tokens of the completion so far.
 
         Returns:
-            Token -> what is added to its logit; empty elsewhere than where labels begin to differ.
+            Token -> what is added to its logit; empty elsewhere than where labels begin to differ. Where nothing is
+            common to all, a client's prompt that ends with a label's first token cannot be told from one that happens
+            to: the bias is added there too, to what may be tokens of another label.
         """
         count = len(self.after)
         if len(written) > count:

@@ -72,12 +72,12 @@ make_amd64_bases() {
 make_bases() {
     make_amd64_bases
     make_base "$small-arm64" arm64 "${unpacked[@]}"
-    if ! podman manifest exists "$base"; then
-        # Under one name for both platforms, as public images are. For ONNX nothing is built on arm64, so small will do.
-        podman manifest create "$base"
-        podman manifest add "$base" "containers-storage:$base-amd64"
-        podman manifest add "$base" "containers-storage:$small-arm64"
-    fi
+    # Under one name for both platforms, as public images are. For ONNX nothing is built on arm64, so small will do.
+    # Made anew each time: it names images, of which one may have been made again.
+    if podman manifest exists "$base"; then podman manifest rm "$base"; fi
+    podman manifest create "$base"
+    podman manifest add "$base" "containers-storage:$base-amd64"
+    podman manifest add "$base" "containers-storage:$small-arm64"
 }
 
 make_images() {

@@ -35,7 +35,7 @@ from sieve_edge.search.space import SearchSpace
 from sieve_edge.timed import profile, write_for_timing
 
 MIXTURE = "Q4_K_M"
-TARGETS = (("x86-cpu", None), ("x86-gguf", None), ("x86-gguf", MIXTURE))
+TARGETS = (("x86-cpu", None), ("x86-gguf", None), ("x86-gguf", MIXTURE), ("x86-gguf-stock", None))
 """Shipped targets, and the quantization that is asked for in place of the target's own."""
 
 FRACTIONS = np.linspace(1.0, 0.3, 10)

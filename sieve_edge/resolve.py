@@ -21,9 +21,6 @@ Config = TypeVar("Config", bound=Strict)
 EXPORTS_THAT_SKIP = {"onnx": True, "gguf": False}
 """Target format -> whether a file of it can hold a model of which whole blocks are left out (``search.allow_skip``)."""
 
-TIMED = {"onnx": ("pair", "pivoted"), "gguf": ("pair",)}
-"""Format -> storages that time tables can be measured for."""
-
 
 def shipped_targets() -> dict[str, Path]:
     """Find the targets that come with the package.
@@ -205,11 +202,6 @@ def time_problems(target: Target) -> list[str]:
         Reasons; none if it can.
     """
     problems = []
-    if target.storage not in TIMED[target.format]:
-        problems.append(
-            f"there is no time table for storage {target.storage} of format {target.format} in target {target.name} "
-            f"(only {', '.join(TIMED[target.format])})"
-        )
     if target.gpu_layers:
         problems.append(f"there is no time table for llama.cpp on the GPU (gpu_layers of target {target.name})")
     if target.connection is None:

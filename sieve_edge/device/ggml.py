@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sieve_edge.device.llama import runtime
-from sieve_edge.device.times import DENSE, TimedMatrix
+from sieve_edge.device.times import TimedMatrix
 from sieve_edge.errors import ArtifactError
 from sieve_edge.protocols import Float32
 from sieve_edge.weight_types import fitting, main_type
@@ -34,7 +34,7 @@ class GgmlGraph:
         """Make the weights.
 
         Args:
-            matrix: Dense, or a plain pair.
+            matrix: Dense, of any width, or a plain pair.
             copies: How many; each has weights of its own. 0 for a graph that computes nothing to speak of.
             quantization: Of the target; of a mixture the type that most of its tensors have is timed.
             threads: Threads of one operator.
@@ -60,17 +60,18 @@ class GgmlGraph:
         shapes = self._shapes()
         weights = sum(base.ggml_row_size(self._type(width), width) * rows for width, rows in shapes)
         weights *= max(self._copies, 1)
-        widest = max(matrix.in_features + matrix.rank_or(0) + sum(matrix.part_features), 64)
+        inputs = shapes[0][0]
+        widest = max(inputs + matrix.rank_or(0) + sum(matrix.part_features), 64)
         values = 4 * tokens * widest * (max(self._copies, 1) + 1)
         room = int(weights + values + _WORK + _MIXED_UP * (self._copies + 2) + 64 * tokens * widest)
         context = base.ggml_init(_InitParams(room, None, False))
         if not context:
             raise ArtifactError(f"ggml: no {room / 2**20:.0f} MiB for the graph of {matrix}")
         graph = base.ggml_new_graph_custom(context, 4096, False)
-        hidden = base.ggml_new_tensor_2d(context, TYPES["F32"], matrix.in_features, tokens)
-        self._fill(hidden, matrix.in_features, tokens, TYPES["F32"])
+        hidden = base.ggml_new_tensor_2d(context, TYPES["F32"], inputs, tokens)
+        self._fill(hidden, inputs, tokens, TYPES["F32"])
         if not self._copies:
-            small = base.ggml_new_tensor_2d(context, TYPES["F32"], matrix.in_features, 1)
+            small = base.ggml_new_tensor_2d(context, TYPES["F32"], inputs, 1)
             base.ggml_build_forward_expand(graph, base.ggml_mul_mat(context, small, hidden))
         for _ in range(self._copies):
             self._add_copy(context, graph, hidden, shapes)
@@ -81,9 +82,9 @@ class GgmlGraph:
 
     def _shapes(self) -> list[tuple[int, int]]:
         """``(row length, rows)`` of every weight of a copy."""
-        matrix = self._matrix
-        if matrix.storage == DENSE:
-            return [(matrix.in_features, rows) for rows in matrix.part_features]
+        matrix, whole = self._matrix, self._matrix.multiplied()
+        if whole is not None:
+            return [(whole[1], rows) for rows in whole[0]]
         rank = matrix.rank_or(0)
         return [(matrix.in_features, rank), *((rank, rows) for rows in matrix.part_features)]
 
@@ -94,7 +95,7 @@ class GgmlGraph:
             weight = base.ggml_new_tensor_2d(context, self._type(width), width, rows)
             self._fill(weight, width, rows, self._type(width))
             made.append(weight)
-        if self._matrix.storage != DENSE:
+        if self._matrix.multiplied() is None:
             hidden = base.ggml_mul_mat(context, made.pop(0), hidden)
         for weight in made:
             self.last = base.ggml_mul_mat(context, weight, hidden)

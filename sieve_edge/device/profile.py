@@ -115,14 +115,15 @@ def _onnx_runs(
     from sieve_edge.device.matrix_graphs import MatrixGraph
 
     graph = MatrixGraph(numbers, quantization)
-    graph.add_nothing(matrix.in_features)
+    graph.add_nothing(_inputs(matrix))
     for _ in range(copies):
-        if matrix.rank is None:
-            graph.add_dense(matrix.part_features, matrix.in_features)
+        shape = matrix.multiplied()
+        if shape is None:
+            graph.add_factored(matrix.part_features, matrix.in_features, matrix.rank_or(0), matrix.storage)
         else:
-            graph.add_factored(matrix.part_features, matrix.in_features, matrix.rank, matrix.storage)
+            graph.add_dense(*shape)
     loaded = OrtGraph(graph.serialize(), runtime.threads, runtime.provider, runtime.half)
-    width = matrix.in_features
+    width = _inputs(matrix)
     prompt, step = (numbers[: count * width].reshape(1, count, width) for count in (tokens, 1))
     return loaded.bind(prompt), loaded.bind(step)
 
@@ -142,10 +143,15 @@ def _copies(matrix: TimedMatrix, layers: int, bytes_of_one: float) -> int:
 
 def _weight_count(matrix: TimedMatrix) -> int:
     """Count a matrix's numbers, those that pivots save too."""
-    out_features = sum(matrix.part_features)
-    if matrix.rank is None:
-        return out_features * matrix.in_features
-    return matrix.rank * (out_features + matrix.in_features)
+    shape = matrix.multiplied()
+    if shape is None:
+        return matrix.rank_or(0) * (sum(matrix.part_features) + matrix.in_features)
+    return sum(shape[0]) * shape[1]
+
+
+def _inputs(matrix: TimedMatrix) -> int:
+    shape = matrix.multiplied()
+    return matrix.in_features if shape is None else shape[1]
 
 
 def _random_numbers(matrices: Sequence[TimedMatrix], tokens: int) -> Float32:

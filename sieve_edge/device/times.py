@@ -11,6 +11,8 @@ import numpy as np
 from sieve_edge.errors import ArtifactError
 
 DENSE = "dense"
+FEWER_INPUTS, FEWER_OUTPUTS = "fewer_inputs", "fewer_outputs"
+"""Storage of a dense matrix that lost features by width pruning; its rank says how many are left."""
 
 Times = tuple[float, float]
 """``(milliseconds of the prompt, milliseconds of one decode step)``."""
@@ -23,14 +25,30 @@ class TimedMatrix:
     Attributes:
         part_features: Output features of each stacked part.
         in_features: Input features.
-        rank: Rank, None for dense.
-        storage: ``"dense"``, ``"pair"``, ``"pivoted_input"`` or ``"pivoted_output"``.
+        rank: Rank, or features that are left: of the inputs, or of the largest part; None for dense.
+        storage: ``"dense"``, ``"pair"``, ``"pivoted_input"``, ``"pivoted_output"``, ``FEWER_INPUTS`` or
+            ``FEWER_OUTPUTS``.
     """
 
     part_features: tuple[int, ...]
     in_features: int
     rank: int | None
     storage: str
+
+    def multiplied(self) -> tuple[tuple[int, ...], int] | None:
+        """Say what one multiplication a part computes.
+
+        Returns:
+            ``(output features of each part, input features)`` that are left; None for a factored matrix.
+        """
+        if self.rank is None:
+            return self.part_features, self.in_features
+        if self.storage == FEWER_INPUTS:
+            return self.part_features, self.rank
+        if self.storage == FEWER_OUTPUTS:
+            largest = max(self.part_features)
+            return tuple(features * self.rank // largest for features in self.part_features), self.in_features
+        return None
 
     def rank_or(self, dense: int) -> int:
         """Say how wide the middle is.
@@ -63,7 +81,7 @@ class TimeTable:
         provider: Execution provider.
         quantization: Type of the stored weights.
         prompt_tokens: Length of the prompt.
-        rows: Matrices, dense ones and every rank.
+        rows: Matrices, dense ones and every rank or width.
         fixed_prefill_ms: Prompt, everything outside the matrices.
         fixed_decode_ms: Decode step, everything outside the matrices.
     """

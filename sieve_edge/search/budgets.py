@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from sieve_edge.artifacts import MatrixSpec
-from sieve_edge.device.times import DENSE, TimedMatrix, TimeTable
+from sieve_edge.device.times import DENSE, FEWER_INPUTS, FEWER_OUTPUTS, TimedMatrix, TimeTable
 from sieve_edge.errors import LimitMissed
 from sieve_edge.model.levels import SKIPPED, Ranks, stored_params
 from sieve_edge.model.statistics import narrow_side
@@ -153,19 +153,27 @@ def first_exceeded(specs: Sequence[MatrixSpec], budgets: Sequence[Budget], ranks
     return next((budget for budget in budgets if not budget.met(budget.cost(specs, ranks))), None)
 
 
-def timed_matrix(spec: MatrixSpec, rank: int | None, storage: str) -> TimedMatrix:
+def timed_matrices(spec: MatrixSpec, rank: int | None, storage: str) -> tuple[TimedMatrix, ...]:
     """Describe a matrix as the exported graph computes it.
 
     Args:
         spec: The matrix.
-        rank: Rank, None for dense.
-        storage: ``"pair"`` or ``"pivoted"``.
+        rank: Rank, of width pruning the inputs that are left; None for dense.
+        storage: ``"pair"``, ``"pivoted"`` or ``"width"``.
 
     Returns:
-        The matrix of a time table.
+        Rows of a time table: one, or one for its source and one for itself.
     """
-    factored = "pair" if storage == "pair" else f"pivoted_{narrow_side(spec)}"
-    return TimedMatrix(spec.part_features, spec.in_features, rank, DENSE if rank is None else factored)
+    source = spec.source
+    if source is None:
+        factored = "pair" if storage == "pair" else f"pivoted_{narrow_side(spec)}"
+        return (TimedMatrix(spec.part_features, spec.in_features, rank, DENSE if rank is None else factored),)
+    left = None if rank is None else rank * max(source.part_features) // spec.in_features
+    kinds = (DENSE, DENSE) if rank is None else (FEWER_OUTPUTS, FEWER_INPUTS)
+    return (
+        TimedMatrix(source.part_features, source.in_features, left, kinds[0]),
+        TimedMatrix(spec.part_features, spec.in_features, rank, kinds[1]),
+    )
 
 
 def time_budget(name: str, times: TimeTable, storage: str, prompts: int, steps: int, limit: float) -> Budget:
@@ -174,7 +182,7 @@ def time_budget(name: str, times: TimeTable, storage: str, prompts: int, steps: 
     Args:
         name: Setting that asks for it.
         times: The table.
-        storage: ``"pair"`` or ``"pivoted"``.
+        storage: ``"pair"``, ``"pivoted"`` or ``"width"``.
         prompts: How often the prompt is computed.
         steps: How many tokens are decoded.
         limit: Largest time allowed, in ms.
@@ -188,7 +196,9 @@ def time_budget(name: str, times: TimeTable, storage: str, prompts: int, steps: 
 
     @cache
     def cost(spec: MatrixSpec, rank: int | None) -> float:
-        return 0.0 if rank == SKIPPED else together(*times.matrix_ms(timed_matrix(spec, rank, storage)))
+        if rank == SKIPPED:
+            return 0.0
+        return sum(together(*times.matrix_ms(matrix)) for matrix in timed_matrices(spec, rank, storage))
 
     return Budget(name, cost, together(times.fixed_prefill_ms, times.fixed_decode_ms), limit, "ms")
 

@@ -13,7 +13,7 @@ from sieve_edge.device.process import runtime_fields
 from sieve_edge.device.times import TimedMatrix, TimeTable, make_table
 from sieve_edge.files import digest, read_json, write_json
 from sieve_edge.progress import Progress
-from sieve_edge.search.budgets import timed_matrix
+from sieve_edge.search.budgets import timed_matrices
 from sieve_edge.search.space import SearchSpace
 
 TIMES_SCHEMA = 3
@@ -79,7 +79,7 @@ def time_table(
     finally:
         shutil.rmtree(written, ignore_errors=True)
     times = {matrix: (prefill, decode) for matrix, (prefill, decode) in zip(matrices, result["times"], strict=True)}
-    counts = Counter(timed_matrix(spec, None, space.storage) for spec in space.specs)
+    counts = Counter(matrix for spec in space.specs for matrix in timed_matrices(spec, None, space.storage))
     settings = (target.threads, target.execution_provider, target.quantization, len(prompt_ids))
     table = make_table(times, tuple(result["dense"]), counts, machine, *settings)
     write_json(file, table.to_json())
@@ -93,12 +93,13 @@ def space_matrices(space: SearchSpace) -> list[TimedMatrix]:
         space: Search space.
 
     Returns:
-        Every different matrix, dense and at each of its ranks.
+        Every different matrix, dense and at each of its ranks or widths.
     """
     found = {
-        timed_matrix(spec, rank, space.storage): None
+        matrix: None
         for spec, choices in zip(space.specs, space.levels, strict=True)
         for rank in (None, *(level.rank for level in choices))
+        for matrix in timed_matrices(spec, rank, space.storage)
     }
     return list(found)
 

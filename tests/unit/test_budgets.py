@@ -1,18 +1,20 @@
 """Budgets: costs add up, times come from a table, and a limit that is missed is told in one clear line."""
 
+from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from sieve_edge.artifacts import MatrixSpec
-from sieve_edge.device.times import DENSE, TimedMatrix, TimeTable, make_table
+from sieve_edge.device.times import DENSE, FEWER_INPUTS, FEWER_OUTPUTS, TimedMatrix, TimeTable, make_table
 from sieve_edge.errors import ArtifactError, LimitMissed
 from sieve_edge.model.levels import kept_params
 from sieve_edge.recipe import SearchRecipe
 from sieve_edge.search.acceptance import Acceptance, Verdict
 from sieve_edge.search.assemble import search_budgets
-from sieve_edge.search.budgets import first_exceeded, shown, time_budget, timed_matrix
+from sieve_edge.search.budgets import first_exceeded, shown, time_budget, timed_matrices
 from sieve_edge.search.candidates import Scored
 from sieve_edge.search.result import choose
 from sieve_edge.search.space import make_space
@@ -38,6 +40,12 @@ def toy_space(layers=2, storage="pivoted", skip=False):
     for layer in range(layers):
         specs += [spec(layer, "qkv", (64, 16, 16), 64, "pre"), spec(layer, "o", (64,), 64, "post")]
         specs += [spec(layer, "gate_up", (128, 128), 64, "pre"), spec(layer, "down", (64,), 128, "post")]
+    if storage == "width":
+        # Four key/value heads, and single channels.
+        specs = [
+            replace(spec, source=source, unit=16 if spec.kind == "o" else 1)
+            for source, spec in zip(specs[::2], specs[1::2], strict=True)
+        ]
     return make_space(specs, GRID, storage, 4, OTHER, allow_skip=skip)
 
 
@@ -45,16 +53,16 @@ def toy_table(space):
     """A prompt costs a thousandth of a millisecond for each parameter, a step a tenth of that."""
 
     def milliseconds(matrix):
-        out_features = sum(matrix.part_features)
-        if matrix.rank is None:
-            params = out_features * matrix.in_features
+        shape = matrix.multiplied()
+        if shape is None:
+            params = matrix.rank * (sum(matrix.part_features) + matrix.in_features)
         else:
-            params = matrix.rank * (out_features + matrix.in_features)
+            params = sum(shape[0]) * shape[1]
         return params * 1e-3, params * 1e-4
 
     times = {matrix: milliseconds(matrix) for matrix in space_matrices(space)}
     dense = (space.linears * 1e-3 + 7.0, space.linears * 1e-4 + 2.0)
-    counts = {timed_matrix(item, None, space.storage): len(space.specs) // 4 for item in space.specs[:4]}
+    counts = Counter(matrix for item in space.specs for matrix in timed_matrices(item, None, space.storage))
     return make_table(times, dense, counts, {"processor": "toy"}, 1, "CPUExecutionProvider", "F32", 50)
 
 
@@ -70,7 +78,7 @@ def test_no_limit_is_no_budget():
     assert search_budgets(toy_space(), SearchRecipe()) == []
 
 
-@pytest.mark.parametrize("storage", ["pair", "pivoted"])
+@pytest.mark.parametrize("storage", ["pair", "pivoted", "width"])
 def test_costs_add_up(storage):
     space = toy_space(storage=storage)
     generous = dict.fromkeys(LIMITS, 10**9)
@@ -85,6 +93,8 @@ def test_costs_add_up(storage):
             item.params if ranks[item.name] is None else ranks[item.name] * (item.out_features + item.in_features)
             for item in space.specs
         )
+        if storage == "width":
+            multiplied = kept_params(space.specs, ranks, storage)
         step = 2.0 + multiplied * 1e-4
         assert budgets["max_time_per_token_ms"].cost(space.specs, ranks) == pytest.approx(step)
         answer = 7.0 + multiplied * 1e-3 + 2 * step
@@ -138,6 +148,12 @@ def test_rows_name_what_the_export_computes():
     kinds = {item.storage for item in space_matrices(space)}
     assert kinds == {DENSE, "pivoted_input", "pivoted_output"}
     assert {item.storage for item in space_matrices(toy_space(layers=1, storage="pair"))} == {DENSE, "pair"}
+    narrow = space_matrices(toy_space(layers=1, storage="width"))
+    assert {item.storage for item in narrow} == {DENSE, FEWER_OUTPUTS, FEWER_INPUTS}
+    assert TimedMatrix((128, 128), 64, 32, FEWER_OUTPUTS) in narrow
+    assert TimedMatrix((128, 128), 64, 32, FEWER_OUTPUTS).multiplied() == ((32, 32), 64)
+    assert TimedMatrix((64,), 128, 32, FEWER_INPUTS).multiplied() == ((64,), 32)
+    assert TimedMatrix((64, 16, 16), 64, 16, FEWER_OUTPUTS).multiplied() == ((16, 4, 4), 64)
     assert len(space_matrices(toy_space(layers=5))) == len(space_matrices(space)), "equal layers are measured once"
     assert len(space_matrices(space)) == sum(map(len, space.levels))
 

@@ -43,6 +43,16 @@ def test_a_row_that_blocks_do_not_fill_is_timed_in_the_type_it_is_stored_in(widt
     assert graph._type(width) == kind
 
 
+@pytest.mark.parametrize(("storage", "shape"), [("fewer_inputs", (PARTS, 64)), ("fewer_outputs", ((64, 21), IN))])
+def test_a_matrix_that_lost_features_multiplies_by_what_is_left(storage, shape):
+    rows, width = shape
+    graph = GgmlGraph(TimedMatrix(PARTS, IN, 64, storage), 2, "F32", 1, NUMBERS)
+    graph.bind(1)()
+    output = (ctypes.c_float * rows[-1]).from_address(graph._base.ggml_get_data(graph.last))
+    expected = NUMBERS[: rows[-1] * width].reshape(rows[-1], width) @ NUMBERS[:width]
+    assert np.asarray(output) == pytest.approx(expected, rel=1e-4, abs=1e-3)
+
+
 def test_no_copies_compute_next_to_nothing():
     matrix = TimedMatrix(PARTS, IN, None, "dense")
     GgmlGraph(matrix, 0, "Q8_0", 1, NUMBERS).bind(4)()

@@ -70,19 +70,23 @@ class Demo:
         return [self.loaded.encode(example.prompt) for example in self.splits[split][:count]]
 
 
-def options(description: str) -> argparse.Namespace:
+def options(description: str, parts: Sequence[str] = ()) -> argparse.Namespace:
     """Parse the options that every benchmark has.
 
     Args:
         description: What the benchmark measures.
+        parts: What of it can be measured alone.
 
     Returns:
-        ``quick``, ``threads`` and ``target``.
+        ``quick``, ``threads``, ``target`` and ``only``, the parts that are measured.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="a smaller measurement, in under 3 minutes")
     parser.add_argument("--threads", type=int, default=2, help="torch threads (default 2)")
     parser.add_argument("--target", default="x86-cpu", help="target whose model and task are used (default x86-cpu)")
+    if parts:
+        told = "which are measured, while the rows of others stay (default all)"
+        parser.add_argument("--only", nargs="+", default=list(parts), choices=parts, help=told)
     return parser.parse_args()
 
 

@@ -24,7 +24,7 @@ def search() -> str:
     for row in kept["rows"]:
         figures = [f"{row[name]:.3f}" for name in columns[1:]]
         lines.append([row["strategy"], *figures, *(f"{row[name]:,}" for name in counts)])
-    return _markdown(lines)
+    return markdown(lines)
 
 
 def waterfall() -> str:
@@ -51,7 +51,7 @@ def waterfall() -> str:
         lines.append([row["format"], row["step"], row["weights"], *cells])
     formats = dict.fromkeys(row["format"] for row in rows)
     told = [_worth(name, {row["step"]: row for row in rows if row["format"] == name}) for name in formats]
-    return "\n".join([_markdown(lines), "", *told])
+    return "\n".join([markdown(lines), "", *told])
 
 
 def _worth(name: str, steps: Mapping[str, Mapping[str, Any]]) -> str:
@@ -96,7 +96,7 @@ def tuning() -> str:
         how += [f"{row['seconds'] / 60:.1f}"]
         cells = how if trained else ["", how[1], "", ""]
         lines.append([row["loss"], *cells, *(f"{row[name]:.3f}" for name in splits)])
-    return "\n".join([_markdown(lines), "", _left(rows)])
+    return "\n".join([markdown(lines), "", _left(rows)])
 
 
 def _left(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -126,7 +126,7 @@ def runtime() -> str:
         if row["threads"] == 2:
             words = [str(row[name]) for name in columns[:4]]
             lines.append([*words, f"{row['kept']:.2f}", f"{row['MiB']:.0f}", *(f"{row[name]:.2f}" for name in ratios)])
-    return _markdown(lines)
+    return markdown(lines)
 
 
 def fixed() -> str:
@@ -161,7 +161,7 @@ def fixed() -> str:
             miss = np.abs(slope * size + fixed_ms - spent_ms).max()
             cells += [f"{spent_ms[0]:.1f}", f"{fixed_ms:.1f} (line within {miss:.1f})"]
         lines.append((*measured, *cells))
-    return _markdown(lines)
+    return markdown(lines)
 
 
 def operators() -> str:
@@ -181,7 +181,7 @@ def operators() -> str:
     for key, times in sorted(spent.items(), key=lambda item: item[0][:4]):
         longest = ", ".join(f"{name} {ms:.1f}" for name, ms in times[:5])
         lines.append([*key, f"{sum(ms for _, ms in times):.1f}", longest])
-    return _markdown(lines)
+    return markdown(lines)
 
 
 def containers() -> str:
@@ -237,7 +237,7 @@ def times() -> str:
             for kind in kinds
         ]
         found[row["target"]] = f"`{row['target']}`, {'; '.join(told)}."
-    return "\n".join([_markdown(lines), "", *found.values()])
+    return "\n".join([markdown(lines), "", *found.values()])
 
 
 def rag() -> str:
@@ -264,10 +264,18 @@ def rag() -> str:
         else:
             facts += ["", "not pruned yet"]
         lines.append(facts)
-    return _markdown(lines)
+    return markdown(lines)
 
 
-def _markdown(lines: Sequence[Sequence[str]]) -> str:
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """Write a table.
+
+    Args:
+        lines: Cells of every line; the second one is dashes.
+
+    Returns:
+        Markdown.
+    """
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

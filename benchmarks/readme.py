@@ -1,13 +1,14 @@
 """Writes what is generated in README.md and docs/: ``python -m benchmarks.readme [--run RUN] [--check]``.
 
-The results table comes from a build's ``result.json`` (kept as benchmarks/results/build-RUN.json), the help from the
-commands themselves, the list of files from their first docstring lines.
+The tables of builds come from their ``result.json`` (kept as benchmarks/results/build-RUN.json, beside the report as
+docs/reports/RUN.md), the help from the commands themselves, the list of files from their first docstring lines.
 """
 
 import argparse
 import ast
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,15 @@ from typing import Any
 import click
 from click.testing import CliRunner
 
-from benchmarks._tables import RESULTS, TABLES
+from benchmarks._tables import RESULTS, TABLES, markdown
 from sieve_edge.cli import cli
 from sieve_edge.files import read_json, write_json
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ("README.md", "docs/measurements.md")
+REPORTS = ROOT / "docs" / "reports"
+SHOWN_WHOLE = "movie-sentiment"
+"""Task whose builds have a table each; those of other tasks have a row each."""
 
 
 def main() -> None:
@@ -30,7 +34,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if one is out of date")
     arguments = parser.parse_args()
     if arguments.run:
-        write_json(RESULTS / f"build-{arguments.run.resolve().name}.json", read_json(arguments.run / "result.json"))
+        _keep(arguments.run.resolve())
     changed = []
     for name in DOCUMENTS:
         old = (ROOT / name).read_text(encoding="utf-8")
@@ -45,6 +49,12 @@ def main() -> None:
     print(json.dumps({"benchmark": "readme", "changed": changed}))
 
 
+def _keep(run: Path) -> None:
+    write_json(RESULTS / f"build-{run.name}.json", read_json(run / "result.json"))
+    REPORTS.mkdir(exist_ok=True)
+    shutil.copyfile(run / "report.md", REPORTS / f"{run.name}.md")
+
+
 def render(text: str) -> str:
     """Fill the generated parts of a document.
 
@@ -56,6 +66,7 @@ def render(text: str) -> str:
     """
     parts = {
         "results": results,
+        "builds": builds,
         **TABLES,
         "help": help_text,
         "files": files,
@@ -68,13 +79,60 @@ def render(text: str) -> str:
 
 
 def results() -> str:
-    """Make the results table of every kept build.
+    """Make the table of every kept build of the first task.
 
     Returns:
         Markdown.
     """
-    tables = [_table(read_json(file)) for file in sorted(RESULTS.glob("build-*.json"))]
+    tables = [_table(result) for _, result in _kept() if result["task"] == SHOWN_WHOLE]
     return "\n\n".join(tables) or "No build is kept yet."
+
+
+def builds() -> str:
+    """Make a table with a row for every kept build of another task.
+
+    Returns:
+        Markdown.
+    """
+    heads = (
+        "build",
+        "metric",
+        "dense, test",
+        "pruned",
+        "loss, 95 % interval",
+        "kept",
+        "ms an answer",
+        "MiB",
+        "minutes",
+    )
+    lines: list[tuple[str, ...]] = [heads, ("---",) * len(heads)]
+    for name, result in _kept():
+        if result["task"] == SHOWN_WHOLE:
+            continue
+        scores = [f"{result['accuracy'][side]['test']['corrected']:.3f}" for side in ("dense", "pruned")]
+        low, high = result["loss"]["interval95"]
+        times = [f"{result['timing'][side]['time_per_answer_ms']:.0f}" for side in ("dense", "pruned")]
+        sizes = [f"{result['size_mib'][side]:.0f}" for side in ("dense", "pruned")]
+        missed = [check["name"] for check in result["checks"] if not check["passed"]]
+        told = f"missed: {', '.join(missed)}" if missed else "passed"
+        lines.append(
+            (
+                f"[{result['task']}, {result['target']}, {result['source']['name']}](docs/reports/{name}.md): {told}",
+                result["metric"].replace("_", " "),
+                *scores,
+                f"{result['loss']['test']:.1%} ({low:.1%} to {high:.1%})",
+                f"{result['kept_fraction']['linears']:.3f}",
+                " to ".join(times),
+                " to ".join(sizes),
+                f"{sum(result['seconds'].values()) / 60:.1f}",
+            )
+        )
+    return markdown(lines)
+
+
+def _kept() -> list[tuple[str, dict[str, Any]]]:
+    files = sorted(RESULTS.glob("build-*.json"))
+    return [(file.stem.removeprefix("build-"), read_json(file)) for file in files]
 
 
 def _table(result: dict[str, Any]) -> str:

@@ -60,7 +60,8 @@ def main() -> None:
 
 
 def _kept_rows(target: str) -> list[dict[str, Any]]:
-    return [row for row in read_json(RESULTS / "times.json")["rows"] if row["target"] == target]
+    file = RESULTS / "times.json"
+    return [row for row in read_json(file)["rows"] if row["target"] == target] if file.is_file() else []
 
 
 def _rows(demo: Demo, target: Target, arguments: Namespace) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("learn", ("calibrate",), "projection bank", 2, True),
     Stage("search", ("calibrate", "learn"), "pruning plan", 4, False),
     Stage("fuse", ("calibrate", "learn", "search"), "Hugging Face checkpoint", 4, False),
-    Stage("tune", ("fuse",), "tuned checkpoint, if tuning is asked for", 4, False),
+    Stage("tune", ("fuse",), "tuned checkpoint, if tuning is asked for", 5, False),
     Stage("vocabulary", ("fuse", "tune"), "checkpoint with fewer tokens, if that is asked for", 4, False),
     Stage("quantize", ("fuse", "tune", "vocabulary"), "type of every weight, with its codes or importance", 2, False),
     Stage("export", ("fuse", "tune", "vocabulary", "quantize"), "deployable folder, dense and pruned", 5, False),

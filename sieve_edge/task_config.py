@@ -150,7 +150,10 @@ class JudgeSettings(Strict):
     answer_limit: Literal["max_tokens", "max_completion_tokens"] = Field(
         "max_tokens", description="Name that the endpoint has for that limit."
     )
-    usd_per_million_prompt_tokens: PositiveFloat | None = Field(None, description="Price of what the judge reads.")
+    usd_per_million_prompt_tokens: PositiveFloat | None = Field(
+        None,
+        description="Price of what the judge reads; a call whose usage is not told counts as the most it may cost.",
+    )
     usd_per_million_answer_tokens: PositiveFloat | None = Field(None, description="Price of what the judge writes.")
     seed: int = Field(0, description="Seed that the judge is asked to use; its temperature is 0.")
     screen: TextMetricName = Field(

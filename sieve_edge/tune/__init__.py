@@ -26,6 +26,7 @@ from sieve_edge.tune.adapters import trainable
 from sieve_edge.tune.arithmetic import settle
 from sieve_edge.tune.batches import (
     Batch,
+    answer_ending,
     answer_logits,
     answer_loss,
     distillation_loss,
@@ -132,7 +133,11 @@ def _layout(model: Any, layout: Mapping[str, Mapping[str, Any]]) -> dict[str, An
 
 
 class Scorer:
-    """Scores a model on the splits, with the prior fitted on the selection split."""
+    """Scores a model on the splits, with the prior fitted on the selection split.
+
+    Attributes:
+        ending: Token ids that follow a right answer in training.
+    """
 
     def __init__(
         self,
@@ -156,7 +161,8 @@ class Scorer:
         self._exams = {
             name: examiner.exam(splits[name], loaded.backend, loaded.ends) for name in ("selection", *UNSEEN)
         }
-        self._right = right_answers(loaded, splits["selection"], recipe)
+        self.ending = answer_ending(loaded, examiner.task)
+        self._right = right_answers(loaded, splits["selection"], self.ending, recipe)
 
     def selection_loss(self, model: Any) -> float:
         """Score a model on the selection split, all of it: on a part of it the best look is chance.
@@ -226,7 +232,7 @@ def tune_model(
         ``(the model, adapters merged, how it went)``.
     """
     wanted, examples = recipe.tune, (*splits["calibration"], *splits.get(TUNING, ()))
-    prefix, batches = right_answers(loaded, examples, recipe)
+    prefix, batches = right_answers(loaded, examples, scorer.ending, recipe)
     steps = step_batches([len(batch.ids_BT) for batch in batches], wanted.batch_examples, wanted.epochs, recipe.seed)
     work.mkdir(parents=True, exist_ok=True)
     dtype = settle(wanted.dtype, recipe.main_device, work)

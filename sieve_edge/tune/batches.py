@@ -19,6 +19,7 @@ from sieve_edge.recipe import Recipe
 from sieve_edge.task.evaluate import fit_prior
 from sieve_edge.task.examples import Example
 from sieve_edge.task.likelihood import length_batches, shared_prefix
+from sieve_edge.task_config import Task
 
 _NONE = -100
 _TEMPERATURES = tuple(2.0 ** (step / 4) for step in range(-8, 17))
@@ -61,12 +62,31 @@ def make_batches(prompts: Sequence[list[int]], answers: Sequence[list[int]], bat
     return Batches(prompts[0][:shared], batches)
 
 
-def right_answers(loaded: LoadedModel, examples: Sequence[Example], recipe: Recipe) -> Batches:
+def answer_ending(loaded: LoadedModel, task: Task) -> list[int]:
+    """Say what follows a right answer, so that a tuned model ends its answers where they are cut.
+
+    Args:
+        loaded: Dense model, whose tokenizer is used.
+        task: The task.
+
+    Returns:
+        Token ids: none after a label; the task's first stop string after a written answer; the model's own end in a
+        chat, or where there is no such string.
+    """
+    if not task.writes:
+        return []
+    if task.stop and not task.messages:
+        return loaded.encode(task.stop[0], special=False)
+    return list(loaded.ends[:1])
+
+
+def right_answers(loaded: LoadedModel, examples: Sequence[Example], ending: Sequence[int], recipe: Recipe) -> Batches:
     """Put prompts with their right answers into batches.
 
     Args:
         loaded: Dense model, whose tokenizer is used.
         examples: Examples.
+        ending: Token ids that follow every answer.
         recipe: Tokens of a batch, device.
 
     Returns:
@@ -74,7 +94,7 @@ def right_answers(loaded: LoadedModel, examples: Sequence[Example], recipe: Reci
     """
     return make_batches(
         [loaded.encode(example.prompt) for example in examples],
-        [loaded.encode(example.answer, special=False) for example in examples],
+        [[*loaded.encode(example.answer, special=False), *ending] for example in examples],
         recipe.tune.batch_tokens,
         recipe.main_device,
     )

@@ -16,10 +16,12 @@ from sieve_edge.export.to_onnx import write_graph
 from sieve_edge.model.flat import TorchTextModel
 from sieve_edge.model.load import load_model
 from sieve_edge.model.source import find_model
+from sieve_edge.resolve import load_recipe
 from sieve_edge.task.examiner import Examiner
 from sieve_edge.task.examples import load_splits
 from sieve_edge.task.generate import Ending, answer_greedily
 from sieve_edge.task_config import Task
+from sieve_edge.tune.batches import answer_ending, right_answers
 from tests.command import ENVIRONMENT, command, last_json
 from tests.markup import check_page
 from tests.servers import fault_server, said, serving
@@ -88,6 +90,28 @@ def test_stop_strings_and_the_end_token_end_an_answer(pico, written):
         "film",
         "",
     ]
+
+
+@pytest.mark.parametrize("stop", [[" film"], []])
+def test_tuning_trains_on_answers_that_end_where_they_are_cut(pico, written, stop):
+    loaded = load_model(find_model(str(pico("llama"))), "cpu")
+    task = read_task(written(stop=stop))
+    examples = load_splits(task, 0)["calibration"][:8]
+    ending = answer_ending(loaded, task)
+    trained_on = [
+        [token for token in row.tolist() if token >= 0]
+        for batch in right_answers(loaded, examples, ending, load_recipe(())).batches
+        for row in batch.targets_BK
+    ]
+    answers = [[*loaded.encode(example.answer, special=False), *ending] for example in examples]
+    assert sorted(trained_on) == sorted(answers)
+    assert len(trained_on[0]) == 2
+    reached = Ending(loaded.backend, loaded.ends, task.stop).reached
+    assert [[reached(row[:count]) for count in (1, 2)] for row in trained_on] == [[False, True]] * 8
+
+
+def test_a_label_is_trained_on_alone(pico, toy_task):
+    assert answer_ending(load_model(find_model(str(pico("llama"))), "cpu"), read_task(toy_task)) == []
 
 
 def test_a_written_task_is_built_to_a_validated_artifact(pico, written, toy_target, tmp_path):

@@ -5,7 +5,7 @@ Every field's description is the reference for ``--set``.
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from sieve_edge.config import Fraction, PositiveFloat, PositiveInt, Probability, Strict
 
@@ -79,6 +79,11 @@ class SearchRecipe(Strict):
     strategy: Literal["guided", "genetic", "uniform"] = Field(
         "guided",
         description="guided: knapsack plans, refitted; genetic: the paper's; uniform: bisection on one factor for all.",
+    )
+    tolerance: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
+        None,
+        description="Relative loss that a plan may have before tuning wins some of it back; left out, the recipe's "
+        "tolerance, which the artifact is held to in either case.",
     )
     resolution: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
         0.05, description="How closely the uniform strategy finds its factor, between two levels of the grid."
@@ -216,6 +221,11 @@ class Recipe(Strict):
     quantize: QuantizeRecipe = Field(default_factory=QuantizeRecipe, description="How weights get smaller numbers.")
 
     @property
+    def search_tolerance(self) -> float:
+        """Relative loss that a plan may have before tuning."""
+        return self.tolerance if self.search.tolerance is None else self.search.tolerance
+
+    @property
     def devices(self) -> tuple[str, ...]:
         """Torch devices that calibrate deals batches out to, and learn matrices."""
         return tuple(self.device.split(","))
@@ -239,3 +249,12 @@ class Recipe(Strict):
         if len(value) < 2 or value[0] != 1.0 or list(value) != sorted(set(value), reverse=True):
             raise ValueError("must start at 1.0 and fall strictly")
         return value
+
+    @model_validator(mode="after")
+    def _nothing_lost_for_good(self) -> "Recipe":
+        if self.search_tolerance > self.tolerance and self.tune.method == "none":
+            raise ValueError(
+                f"search.tolerance: {self.search_tolerance:g} is above tolerance {self.tolerance:g}, and without tuning "
+                "nothing wins that back; set tune.method=lora, or raise tolerance"
+            )
+        return self

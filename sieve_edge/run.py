@@ -178,7 +178,8 @@ def _learn(run: Run, recipe: Tree, _: Tree, target: Tree) -> Tree:
 
 
 def _search(run: Run, recipe: Tree, _: Tree, target: Tree) -> Tree:
-    asked = {name: recipe[name] for name in ("tolerance", "grid", "search")}
+    own = {name: value for name, value in recipe["search"].items() if name != "tolerance"}
+    asked = {"tolerance": run.recipe.search_tolerance, "grid": recipe["grid"], "search": own}
     levels = {"storage": target["storage"], "multiple": target["rank_multiple"]}
     if run.recipe.search.max_size_mib is not None:
         levels["stored"] = [target["format"], target["quantization"]]

@@ -260,7 +260,7 @@ def _search_figures(record: RunRecord) -> dict[str, Markup | None]:
     scored, plan = record.scored, record.plan
     looked = record.divergences
     return {
-        "front": search_figures.front_figure("front", scored, plan, record.tolerance) if scored else None,
+        "front": search_figures.front_figure("front", scored, plan, record.search_tolerance) if scored else None,
         "progress": search_figures.progress_figure("progress", scored) if scored else None,
         "divergence": search_figures.divergence_figure("divergence", looked, plan) if looked else None,
     }

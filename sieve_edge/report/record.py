@@ -76,6 +76,11 @@ class RunRecord:
         """Allowed relative loss."""
         return float(self.manifests["validate"].settings["tolerance"])
 
+    @property
+    def search_tolerance(self) -> float:
+        """Relative loss that a plan was allowed, before tuning."""
+        return float(self.manifests["search"].settings["tolerance"])
+
     @cached_property
     def bottlenecks(self) -> Mapping[str, Any]:
         """Which matrices good plans leave alone."""

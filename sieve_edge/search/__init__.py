@@ -55,7 +55,7 @@ def search(
     """
     wanted = recipe.search
     dense_accuracy = candidates.dense_accuracy
-    needed = (1.0 - recipe.tolerance) * dense_accuracy
+    needed = (1.0 - recipe.search_tolerance) * dense_accuracy
     _tell_levels(space, progress)
     progress.say(f"  {wanted.strategy}: dense {dense_accuracy:.4f}; a plan needs {needed:.4f} on the selection split")
     rng = np.random.default_rng(recipe.seed)

@@ -137,7 +137,10 @@ def make_candidates(
         History(out / "history.jsonl", cache, progress),
         Reference(exam, dense_answers),
         Acceptance(
-            recipe.tolerance, wanted.accept, wanted.confidence or CONFIDENCES[target.storage], wanted.stop_confidence
+            recipe.search_tolerance,
+            wanted.accept,
+            wanted.confidence or CONFIDENCES[target.storage],
+            wanted.stop_confidence,
         ),
         out,
         progress,

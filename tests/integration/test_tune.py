@@ -10,7 +10,7 @@ import torch
 import yaml
 
 import sieve_edge.tune
-from sieve_edge.artifacts import read_manifest
+from sieve_edge.artifacts import read_manifest, read_plan
 from sieve_edge.files import read_json, write_json
 from sieve_edge.model.balance import whole_factors
 from sieve_edge.model.checkpoint import load_checkpoint
@@ -148,6 +148,20 @@ def test_further_examples_are_trained_on_and_make_only_tune_run_again(tuned, toy
     assert done.returncode == 0, done.stderr
     assert all(f"{verb}: up to date" in done.stderr for verb in ("calibrate", "learn", "search", "fuse"))
     assert read_manifest(folder / "tune").metrics["training"]["examples"] == 220
+
+
+def test_a_plan_may_lose_more_before_tuning_and_the_artifact_may_not(tuned, built, tmp_path):
+    _, words, _ = tuned
+    folder = tmp_path / "run"
+    more = [word for setting in ("search.tolerance=0.45", "tolerance=0.02") for word in ("--set", setting)]
+    done = command("build", *words, "--run-dir", folder, *more)
+    assert done.returncode in (0, 4), done.stderr
+    result, before = (read_json(run / "result.json") for run in (folder, built))
+    assert result["kept_fraction"]["linears"] <= before["kept_fraction"]["linears"]
+    assert read_plan(folder / "search").accept.endswith("at most 0.45")
+    [check] = [check for check in result["checks"] if check["name"] == "loss_test"]
+    assert check["limit"] == 0.02
+    assert "a loss of the tolerance" in (folder / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("settings", [("tune.method=full_factors", "tune.loss=distil", "tune.learning_rate=0.0003")])

@@ -187,6 +187,15 @@ def test_all_problems_of_settings_at_once() -> None:
     assert "grid: must start at 1.0 and fall strictly" in message
 
 
+def test_a_plan_may_lose_more_only_before_tuning() -> None:
+    with pytest.raises(ConfigError, match=r"search\.tolerance: 0\.3 is above tolerance 0\.05.*tune\.method=lora"):
+        load_recipe(("search.tolerance=0.3",))
+    recipe = load_recipe(("search.tolerance=0.3", "tune.method=lora"))
+    assert (recipe.search_tolerance, recipe.tolerance) == (0.3, 0.05)
+    assert load_recipe(("tolerance=0.1",)).search_tolerance == 0.1
+    assert load_recipe(("search.tolerance=0.01",)).search_tolerance == 0.01
+
+
 def test_skipping_is_off_and_every_format_says_whether_it_can_hold_it(toy_target: Path) -> None:
     assert set(EXPORTS_THAT_SKIP) == set(get_args(Target.model_fields["format"].annotation))
     assert not Recipe().search.allow_skip

@@ -254,7 +254,7 @@ class Recipe(Strict):
     def _nothing_lost_for_good(self) -> "Recipe":
         if self.search_tolerance > self.tolerance and self.tune.method == "none":
             raise ValueError(
-                f"search.tolerance: {self.search_tolerance:g} is above tolerance {self.tolerance:g}, and without tuning "
-                "nothing wins that back; set tune.method=lora, or raise tolerance"
+                f"search.tolerance: {self.search_tolerance:g} is above tolerance {self.tolerance:g}, and without "
+                "tuning nothing wins that back; set tune.method=lora, or raise tolerance"
             )
         return self

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,34 @@ def disk_errors(path: Path) -> Iterator[None]:
             f"{path}: cannot write ({error.strerror}, {free_mib:.0f} MiB free); free space there or choose another "
             "--run-dir; finished stages are kept"
         ) from error
+
+
+@contextlib.contextmanager
+def alone(path: Path, busy: Callable[[], None]) -> Iterator[None]:
+    """Do what one process at a time may do; who is killed holds nobody up.
+
+    Args:
+        path: Lock file.
+        busy: Called if another process is at it; raises, or returns to wait for that one.
+
+    Yields:
+        Nothing.
+    """
+    # Here, since a device that only measures has no need of it.
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            busy()
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def append_jsonl(path: Path, record: Mapping[str, Any]) -> None:

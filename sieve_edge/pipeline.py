@@ -5,13 +5,15 @@ import resource
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from sieve_edge import STAGES, Stage
 from sieve_edge.artifacts import MANIFEST, Manifest, describe_outputs, is_current, read_manifest, verify, write_manifest
-from sieve_edge.files import digest, disk_errors
+from sieve_edge.errors import ArtifactError
+from sieve_edge.files import alone, digest, disk_errors
 from sieve_edge.foresight import tell_judging
 from sieve_edge.resolve import check_packages
 from sieve_edge.run import Run, stage_settings
@@ -34,7 +36,8 @@ PACKAGES = (
 def build(run: Run, until: str) -> dict[str, Manifest]:
     """Run the stages up to one, each only if it is not current.
 
-    May be interrupted at any moment; the same call goes on where it stopped.
+    May be interrupted at any moment; the same call goes on where it stopped. What several runs share is made by one
+    of them, the others wait for it.
 
     Args:
         run: What to build.
@@ -42,11 +45,18 @@ def build(run: Run, until: str) -> dict[str, Manifest]:
 
     Returns:
         Stage -> its manifest.
+
+    Raises:
+        ArtifactError: If another build works in the same folder.
     """
     verbs = [stage.verb for stage in STAGES]
     wanted = STAGES[: verbs.index(until) + 1]
     inputs = {"model": run.source.sha256(), "splits": digest(splits_sha256(run.scored_splits))}
-    with run.progress.kept_in(run.root):
+
+    def busy() -> None:
+        raise ArtifactError(f"{run.root}: another build works in it; wait for its end, or choose another --run-dir")
+
+    with alone(run.root / ".lock", busy), run.progress.kept_in(run.root):
         return _run_stages(run, wanted, inputs)
 
 
@@ -68,7 +78,9 @@ def _run_stages(run: Run, wanted: Sequence[Stage], inputs: Mapping[str, str]) ->
                 ahead = [later.verb for later in wanted[number - 1 :]]
                 check_packages(run.recipe, ahead)
                 tell_judging(run, ahead)
-            _run_stage(run, stage, key, mine, settings, place, STAGE_FUNCTIONS[stage.verb])
+            with _turn(run, place):
+                if not is_current(place, key):
+                    _run_stage(run, stage, key, mine, settings, place, STAGE_FUNCTIONS[stage.verb])
         _link(run, stage, place)
         manifests[stage.verb] = read_manifest(place)
     return manifests
@@ -119,6 +131,11 @@ def _run_stage(
 def _place(run: Run, stage: Stage, key: str) -> Path:
     """Shared stages lie beside the runs, by key; the others inside the run."""
     return run.root.parent / "shared" / f"{stage.verb}-{key[:16]}" if stage.shared else run.folder(stage.verb)
+
+
+def _turn(run: Run, place: Path) -> AbstractContextManager[None]:
+    told = f"  another build makes {place}: waiting for it"
+    return alone(place.with_name(f".{place.name}.lock"), lambda: run.progress.say(told))
 
 
 def _link(run: Run, stage: Stage, place: Path) -> None:

@@ -28,12 +28,16 @@ def whole(pico, toy_task, toy_target, tmp_path_factory):
     return folder
 
 
-def kill_when(process, condition, seconds=60):
+def until(process, condition, seconds=60):
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+def kill_when(process, condition):
+    until(process, condition)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
@@ -121,3 +125,24 @@ def test_a_changed_setting_runs_only_what_depends_on_it(pico, toy_task, toy_targ
     done = command("search", *words, "--set", "tolerance=0.2")
     assert done.stderr.count("up to date") == 2
     assert "[3/3] search: pruning plan" in done.stderr
+
+
+def test_two_builds_never_work_in_one_folder_and_wait_for_what_they_share(pico, toy_task, toy_target, tmp_path, whole):
+    words = options(pico, toy_task, toy_target, tmp_path / "run")
+    first = start("fuse", *words)
+    until(first, lambda: work(tmp_path, ""))
+    os.kill(first.pid, signal.SIGSTOP)
+    refused = command("fuse", *words)
+    assert refused.returncode == 3
+    assert refused.stderr.strip().endswith(
+        f"{tmp_path / 'run'}: another build works in it; wait for its end, or choose another --run-dir"
+    )
+    beside = start("fuse", *options(pico, toy_task, toy_target, tmp_path / "beside"))
+    until(beside, (tmp_path / "beside" / "status.json").is_file)
+    os.kill(first.pid, signal.SIGCONT)
+    ends = [process.communicate(timeout=120) for process in (first, beside)]
+    assert [process.returncode for process in (first, beside)] == [0, 0], ends
+    for folder in (tmp_path / "run", tmp_path / "beside"):
+        assert read_json(folder / "search" / "plan.json") == read_json(whole / "search" / "plan.json")
+    assert len(list(tmp_path.glob("shared/calibrate-*"))) == 1
+    assert "another build makes" in ends[1][1]

@@ -114,10 +114,12 @@ def builds() -> str:
         times = [f"{result['timing'][side]['time_per_answer_ms']:.0f}" for side in ("dense", "pruned")]
         sizes = [f"{result['size_mib'][side]:.0f}" for side in ("dense", "pruned")]
         missed = [check["name"] for check in result["checks"] if not check["passed"]]
+        tuned = ", tuned" if result.get("tune") else ""
         told = f"missed: {', '.join(missed)}" if missed else "passed"
+        title = f"{result['task']}, {result['target']}, {result['source']['name']}{tuned}"
         lines.append(
             (
-                f"[{result['task']}, {result['target']}, {result['source']['name']}](docs/reports/{name}.md): {told}",
+                f"[{title}](docs/reports/{name}.md): {told}",
                 result["metric"].replace("_", " "),
                 *scores,
                 f"{result['loss']['test']:.1%} ({low:.1%} to {high:.1%})",

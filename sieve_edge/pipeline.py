@@ -37,7 +37,7 @@ def build(run: Run, until: str) -> dict[str, Manifest]:
     """Run the stages up to one, each only if it is not current.
 
     May be interrupted at any moment; the same call goes on where it stopped. What several runs share is made by one
-    of them, the others wait for it.
+    of them, the others wait for it. Another build at work in the same folder is an ``ArtifactError``.
 
     Args:
         run: What to build.
@@ -45,9 +45,6 @@ def build(run: Run, until: str) -> dict[str, Manifest]:
 
     Returns:
         Stage -> its manifest.
-
-    Raises:
-        ArtifactError: If another build works in the same folder.
     """
     verbs = [stage.verb for stage in STAGES]
     wanted = STAGES[: verbs.index(until) + 1]

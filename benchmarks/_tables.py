@@ -244,14 +244,18 @@ def rag() -> str:
     """Make the table of the shipped RAG tasks, dense and pruned once.
 
     Returns:
-        Markdown.
+        Markdown; under the table what was set for rows that are not of the default target and settings.
     """
     file = RESULTS / "rag.json"
     if not file.is_file():
         return "Not measured yet: `python -m benchmarks.rag`."
     heads = ["task", "model", "metric", "dense", "95 % interval", "of no use", "kept", "pruned"]
     lines: list[Sequence[str]] = [heads, ["---"] * len(heads)]
+    notes = []
     for row in read_json(file)["rows"]:
+        if "pruned_score" in row and (row["settings"] or row["target"] != "x86-cpu"):
+            asked = " ".join([f"--target {row['target']}", *(f"--set {setting}" for setting in row["settings"])])
+            notes.append(f"{row['task']} with {row['model']} was pruned with `{asked}`.")
         low, high = row["dense_interval95"]
         facts = [row["task"], row["model"], row["metric"].replace("_", " "), f"{row['dense_score']:.3f}"]
         facts += [f"{low:.3f} to {high:.3f}", f"{row['dense_baseline']:.3f} ({row['dense_baseline_is']})"]
@@ -264,7 +268,7 @@ def rag() -> str:
         else:
             facts += ["", "not pruned yet"]
         lines.append(facts)
-    return markdown(lines)
+    return "\n\n".join([markdown(lines), *notes])
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:

@@ -3,11 +3,13 @@
 Each task is scored by the dense model in PyTorch on its test split, with the prior fitted on the selection split, and
 compared with what always giving one answer scores. Where the dense model is above that, it is pruned once by the
 build's own search, refitted, and scored again; where it is not, or the build refuses the task, the row says so.
-``--model`` names a larger one.
+``--model`` names a larger one. The folder is that of ``sieve-edge build``: what a build with the same target and
+settings has finished is not done again.
 """
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,8 @@ from sieve_edge.progress import Progress
 from sieve_edge.resolve import load_recipe, load_target, load_task
 from sieve_edge.run import Run
 from sieve_edge.task.evaluate import score_interval
-from sieve_edge.task.exam import RAW
+from sieve_edge.task.exam import RAW, Answers, Exam
+from sieve_edge.task.examples import Example
 
 TASKS = ("boolq", "pubmedqa", "medmcqa", "disflqa")
 QUICK_EXAMPLES = 100
@@ -37,7 +40,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="dense only, on the first examples")
     parser.add_argument("--threads", type=int, default=2, help="torch threads (default 2)")
-    parser.add_argument("--model", help="any model (default: that of target x86-cpu)")
+    parser.add_argument("--model", help="any model (default: the target's)")
+    parser.add_argument("--target", default="x86-cpu", help="whose form of the pruned matrices (default x86-cpu)")
+    parser.add_argument("--set", dest="settings", action="append", default=[], help="setting of a build, KEY=VALUE")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS, help="which (default all)")
     arguments = parser.parse_args()
     for name in arguments.tasks:
@@ -48,12 +53,13 @@ def main() -> None:
 
 def _row(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(arguments.threads)
-    target, task = load_target("x86-cpu"), load_task(name)
+    target, task = load_target(arguments.target), load_task(name)
     source = find_model(arguments.model or target.model)
-    recipe = load_recipe((f"threads={arguments.threads}",))
-    run = Run(source, task, target, recipe, Path("runs") / f"benchmark-rag-{source.name}-{name}", Progress())
+    recipe = load_recipe((f"threads={arguments.threads}", *arguments.settings))
+    run = Run(source, task, target, recipe, Path("runs") / f"{source.name}-{name}-{target.name}", Progress())
     row: dict[str, Any] = {"task": name, "model": source.name, "metric": task.metric}
-    dense = _score(run, run.loaded.model, arguments.quick)
+    row |= {"target": target.name, "settings": arguments.settings}
+    dense = _score(run, run.loaded.model, None, arguments.quick)
     row |= {f"dense_{key}": value for key, value in dense.items()}
     above = dense["interval95"][0] > dense["baseline"]
     row["above_baseline"] = above
@@ -70,33 +76,36 @@ def _pruned(run: Run) -> dict[str, Any]:
         build(run, "fuse")
     except TaskError as error:
         return {"refused": str(error)}
-    pruned = _score(run, load_checkpoint(run.folder("fuse"), run.recipe.main_device), quick=False)
-    kept = read_json(run.folder("fuse") / "sieve_edge.json")["kept_fraction"]
+    facts = read_json(run.folder("fuse") / "sieve_edge.json")
+    model = load_checkpoint(run.folder("fuse"), run.recipe.main_device)
+    pruned, kept = _score(run, model, facts["prior"]["pruned"], quick=False), facts["kept_fraction"]
     return {"kept_linears": kept["linears"], "kept_model": kept["model"], "pruned_score": pruned["score"]}
 
 
-def _score(run: Run, model: Any, quick: bool) -> dict[str, Any]:
-    count = QUICK_EXAMPLES if quick else None
-    text_model, prior, found = TorchTextModel(model, run.recipe.main_device), None, {}
-    for split in ("selection", "test"):
-        examples = run.splits[split][:count]
-        exam = run.examiner.exam(examples, run.loaded.backend, run.loaded.ends)
-        with run.progress.task(f"score {run.task.name}, {split}", len(examples), "prompts") as advance:
-            answers = exam.take(text_model, run.recipe.search.batch_tokens, advance)
-        if prior is None:
-            prior = exam.prior(answers)
-            continue
-        grades = exam.grade(answers, prior)
-        told, baseline = run.examiner.baseline(exam, examples)
-        found = {
-            "examples": len(examples),
-            "raw": exam.grade(answers, RAW).score,
-            "score": grades.score,
-            "interval95": score_interval(grades, np.random.default_rng(0)),
-            "baseline": baseline,
-            "baseline_is": told,
-        }
-    return found
+def _score(run: Run, model: Any, prior: Sequence[float] | None, quick: bool) -> dict[str, Any]:
+    """Score on the test split; a prior that is not given is fitted on the selection split first."""
+    if prior is None:
+        exam, _, answers = _answered(run, model, "selection", quick)
+        prior = exam.prior(answers)
+    exam, examples, answers = _answered(run, model, "test", quick)
+    grades = exam.grade(answers, prior)
+    told, baseline = run.examiner.baseline(exam, examples)
+    return {
+        "examples": len(examples),
+        "raw": exam.grade(answers, RAW).score,
+        "score": grades.score,
+        "interval95": score_interval(grades, np.random.default_rng(0)),
+        "baseline": baseline,
+        "baseline_is": told,
+    }
+
+
+def _answered(run: Run, model: Any, split: str, quick: bool) -> tuple[Exam, Sequence[Example], Answers]:
+    examples = run.splits[split][: QUICK_EXAMPLES if quick else None]
+    exam = run.examiner.exam(examples, run.loaded.backend, run.loaded.ends)
+    with run.progress.task(f"score {run.task.name}, {split}", len(examples), "prompts") as advance:
+        text_model = TorchTextModel(model, run.recipe.main_device)
+        return exam, examples, exam.take(text_model, run.recipe.search.batch_tokens, advance)
 
 
 def _keep(row: dict[str, Any], arguments: argparse.Namespace) -> None:

@@ -259,10 +259,8 @@ def rag() -> str:
         low, high = row["dense_interval95"]
         facts = [row["task"], row["model"], row["metric"].replace("_", " "), f"{row['dense_score']:.3f}"]
         facts += [f"{low:.3f} to {high:.3f}", f"{row['dense_baseline']:.3f} ({row['dense_baseline_is']})"]
-        if not row["above_baseline"]:
-            facts += ["", "not above what is of no use"]
-        elif "refused" in row:
-            facts += ["", "refused: on the selection split it is not above what is of no use"]
+        if "refused" in row:
+            facts += ["", "refused: on the selection split the dense model is not above what is of no use"]
         elif "pruned_score" in row:
             facts += [f"{row['kept_linears']:.3f}", f"{row['pruned_score']:.3f}"]
         else:

@@ -1,10 +1,10 @@
 """The shipped RAG tasks, dense and pruned: ``python -m benchmarks.rag``; needs ``make demo-rag``.
 
 Each task is scored by the dense model in PyTorch on its test split, with the prior fitted on the selection split, and
-compared with what always giving one answer scores. Where the dense model is above that, it is pruned once by the
-build's own search, refitted, and scored again; where it is not, or the build refuses the task, the row says so.
-``--model`` names a larger one. The folder is that of ``sieve-edge build``: what a build with the same target and
-settings has finished is not done again.
+compared with what always giving one answer scores. Then it is pruned once by the build's own search, refitted, and
+scored again; where the build refuses the task, since the selection split does not tell the dense model from such an
+answer, the row says so. ``--model`` names a larger one. The folder is that of ``sieve-edge build``: what a build with
+the same target and settings has finished is not done again.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from sieve_edge.progress import Progress
 from sieve_edge.resolve import load_recipe, load_target, load_task
 from sieve_edge.run import Run
 from sieve_edge.task.evaluate import score_interval
-from sieve_edge.task.exam import RAW, Answers, Exam
+from sieve_edge.task.exam import DENSE_ANSWERS, RAW, Answers, Exam
 from sieve_edge.task.examples import Example
 
 TASKS = ("boolq", "pubmedqa", "medmcqa", "disflqa")
@@ -59,35 +59,45 @@ def _row(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     run = Run(source, task, target, recipe, Path("runs") / f"{source.name}-{name}-{target.name}", Progress())
     row: dict[str, Any] = {"task": name, "model": source.name, "metric": task.metric}
     row |= {"target": target.name, "settings": arguments.settings}
-    dense = _score(run, run.loaded.model, None, arguments.quick)
-    row |= {f"dense_{key}": value for key, value in dense.items()}
-    above = dense["interval95"][0] > dense["baseline"]
-    row["above_baseline"] = above
+    refused = {} if arguments.quick else _refused(run)
+    dense = _dense(run, calibrated=not (arguments.quick or refused), quick=arguments.quick)
+    row |= {f"dense_{key}": value for key, value in dense.items()} | refused
     _keep(row, arguments)
-    if above and not arguments.quick:
+    if not (arguments.quick or refused):
         row |= _pruned(run)
         _keep(row, arguments)
     return row
 
 
-def _pruned(run: Run) -> dict[str, Any]:
-    """Prune and score again; the build looks at the selection split, where a task may be refused that holds on test."""
+def _refused(run: Run) -> dict[str, str]:
+    """Score on the selection split and gather statistics, as a build does; nothing, or why it refuses the task."""
     try:
-        build(run, "fuse")
+        build(run, "calibrate")
     except TaskError as error:
         return {"refused": str(error)}
+    return {}
+
+
+def _dense(run: Run, calibrated: bool, quick: bool) -> dict[str, Any]:
+    exam, _ = _exam(run, "selection", quick)
+    if calibrated:
+        answers = read_json(run.folder("calibrate") / DENSE_ANSWERS)
+    else:
+        answers = _answers(run, run.loaded.model, exam, "selection")
+    return _score(run, run.loaded.model, exam.prior(answers), quick)
+
+
+def _pruned(run: Run) -> dict[str, Any]:
+    build(run, "fuse")
     facts = read_json(run.folder("fuse") / "sieve_edge.json")
     model = load_checkpoint(run.folder("fuse"), run.recipe.main_device)
     pruned, kept = _score(run, model, facts["prior"]["pruned"], quick=False), facts["kept_fraction"]
     return {"kept_linears": kept["linears"], "kept_model": kept["model"], "pruned_score": pruned["score"]}
 
 
-def _score(run: Run, model: Any, prior: Sequence[float] | None, quick: bool) -> dict[str, Any]:
-    """Score on the test split; a prior that is not given is fitted on the selection split first."""
-    if prior is None:
-        exam, _, answers = _answered(run, model, "selection", quick)
-        prior = exam.prior(answers)
-    exam, examples, answers = _answered(run, model, "test", quick)
+def _score(run: Run, model: Any, prior: Sequence[float], quick: bool) -> dict[str, Any]:
+    exam, examples = _exam(run, "test", quick)
+    answers = _answers(run, model, exam, "test")
     grades = exam.grade(answers, prior)
     told, baseline = run.examiner.baseline(exam, examples)
     return {
@@ -100,12 +110,14 @@ def _score(run: Run, model: Any, prior: Sequence[float] | None, quick: bool) -> 
     }
 
 
-def _answered(run: Run, model: Any, split: str, quick: bool) -> tuple[Exam, Sequence[Example], Answers]:
+def _exam(run: Run, split: str, quick: bool) -> tuple[Exam, Sequence[Example]]:
     examples = run.splits[split][: QUICK_EXAMPLES if quick else None]
-    exam = run.examiner.exam(examples, run.loaded.backend, run.loaded.ends)
-    with run.progress.task(f"score {run.task.name}, {split}", len(examples), "prompts") as advance:
-        text_model = TorchTextModel(model, run.recipe.main_device)
-        return exam, examples, exam.take(text_model, run.recipe.search.batch_tokens, advance)
+    return run.examiner.exam(examples, run.loaded.backend, run.loaded.ends), examples
+
+
+def _answers(run: Run, model: Any, exam: Exam, split: str) -> Answers:
+    with run.progress.task(f"score {run.task.name}, {split}", len(exam.prompts), "prompts") as advance:
+        return exam.take(TorchTextModel(model, run.recipe.main_device), run.recipe.search.batch_tokens, advance)
 
 
 def _keep(row: dict[str, Any], arguments: argparse.Namespace) -> None:

@@ -264,7 +264,7 @@ def rag() -> str:
         elif "pruned_score" in row:
             facts += [f"{row['kept_linears']:.3f}", f"{row['pruned_score']:.3f}"]
         else:
-            facts += ["", "not pruned yet"]
+            facts += ["", "not pruned yet" if low > row["dense_baseline"] else "not above what is of no use"]
         lines.append(facts)
     return "\n\n".join([markdown(lines), *notes])
 
